@@ -1,0 +1,101 @@
+"""The engine seam: what training and generation ask of a library.
+
+Batches cross it as numpy, so that every engine sees the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgellm.data.batches import Batch
+from forgellm.schema.generation import Sampling
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Figures since the last read.
+
+    Attributes:
+        training_loss: mean cross-entropy in nats over the counted tokens.
+        grad_norm: global norm of the last update's gradient, before clipping.
+        num_tokens: tokens that counted in the loss.
+        peak_memory_bytes: peak of this process (CPU) or of the device, so far.
+    """
+
+    training_loss: float
+    grad_norm: float
+    num_tokens: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine decided, for the run's record."""
+
+    engine: str
+    device: str
+    dtype: str
+    dtype_reason: str
+    num_parameters: int
+    num_trainable: int
+    context_length: int
+    versions: dict[str, str | None]
+
+
+class TrainEngine(Protocol):
+    """A model with an optimiser. One update may take several `step` calls (accumulation)."""
+
+    info: EngineInfo
+
+    def step(self, batch: Batch, learning_rate: float, update: bool) -> None:
+        """Add the gradient of `batch`; with `update`, divide by the tokens counted since the last
+        update, clip, and let the optimiser move the weights. Does not wait for the device."""
+
+    def read_metrics(self) -> StepMetrics:
+        """Figures since the last read. Waits for the device. Losses may be NaN or infinite."""
+
+    def validation_loss(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> float:
+        """Mean cross-entropy in nats over all counted tokens of `batches`."""
+
+    def rehearse(self, batch: Batch) -> int:
+        """Run one step forward and backward without changing anything; peak bytes it took."""
+
+    def save_weights(self, folder: Path, stem: str) -> list[str]:
+        """Write the trained weights into `folder`; returns the names written.
+
+        Adapters: `<stem>_adapters.safetensors` in mlx-lm's layout.
+        Full fine-tuning: a folder `<stem>_model/` in Hugging Face layout.
+        """
+
+    def save_optimizer(self, folder: Path) -> list[str]:
+        """Write optimiser moments and random state into `folder`; returns the names written."""
+
+    def restore(self, weights: Path, optimizer_folder: Path) -> None:
+        """Continue from what `save_weights` and `save_optimizer` wrote."""
+
+    def adapter_config(self) -> dict[str, Any] | None:
+        """Contents of `adapter_config.json` (mlx-lm's and PEFT's keys), or None for full runs."""
+
+
+class GenerateEngine(Protocol):
+    """A loaded model that answers."""
+
+    info: EngineInfo
+
+    def generate(
+        self, prompt_ids: list[int], sampling: Sampling, stop_ids: frozenset[int]
+    ) -> Iterator[int]:
+        """Yield token ids until a stop id (not yielded), `max_tokens` or the context's end.
+        Closing the iterator stops the work."""
+
+    def token_log_probs(self, batch: Batch) -> NDArray[np.float32]:
+        """[B, T] log-probability of each target, in nats; 0 where `loss_mask` is 0."""
+
+    def memory_bytes(self) -> int:
+        """Bytes the model's weights and caches take."""

@@ -1,0 +1,1 @@
+"""Every wire and configuration type, defined once."""

@@ -1,0 +1,50 @@
+"""Requests to the model server."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class LoadRequest(BaseModel):
+    model_config = _STRICT
+
+    model_name: str = Field(min_length=1, max_length=400)
+    adapter_path: str | None = Field(
+        None,
+        max_length=1000,
+        description="A run folder (its best checkpoint) or one checkpoint file.",
+    )
+    engine: Literal["auto", "torch", "mlx"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class Message(BaseModel):
+    model_config = _STRICT
+
+    role: Literal["system", "user", "assistant"]
+    content: str = Field(max_length=1_000_000)
+
+
+class Sampling(BaseModel):
+    """How the next token is chosen. `temperature` 0 is greedy."""
+
+    model_config = _STRICT
+
+    max_tokens: int = Field(200, ge=1, le=1_000_000)
+    temperature: float = Field(0.7, ge=0, le=10)
+    top_p: float = Field(0.9, gt=0, le=1)
+    repetition_penalty: float = Field(1.1, gt=0, le=10)
+    seed: int | None = Field(None, ge=0, lt=2**31)
+
+
+class GenerateRequest(Sampling):
+    prompt: str = Field(max_length=1_000_000)
+    history: list[Message] = Field(default_factory=list, max_length=10_000)
+    streaming: bool = False
+    is_base_model: bool | None = Field(
+        None, description="true: plain text, no chat template; default: decided by the model."
+    )

@@ -1,0 +1,182 @@
+"""The recipe of a training run: what a user may ask for, with defaults, ranges and meanings.
+
+The same fields are the JSON of `POST /api/training/start`, the flags of `forgellm train` and the
+keys of a `run.yaml`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from forgellm.errors import ConfigError
+
+LrSchedule = Literal["cosine", "linear", "constant", "wsd"]
+LoraTarget = Literal["all", "attention"] | list[str]
+
+_SCHEDULE_ALIASES = {
+    "cosine_decay": "cosine",
+    "linear_decay": "linear",
+    "linear_schedule": "linear",
+}
+
+
+class Recipe(BaseModel):
+    """A training request. Fields left out get defaults; `None` means "decided at the start"."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    model_name: str = Field(
+        min_length=1,
+        max_length=400,
+        description="Base model: a hub id, or a path in the workspace.",
+    )
+    training_type: Literal["cpt", "ift"] = Field(
+        "cpt", description="cpt: continued pre-training on documents. ift: instruction fine-tuning."
+    )
+    dataset: str = Field(min_length=1, max_length=400, description="Name of a folder in dataset/.")
+    engine: Literal["auto", "torch", "mlx"] = Field("auto", description="Which library computes.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Compute type; auto takes bfloat16 where the hardware is fast at it."
+    )
+
+    max_iterations: int = Field(500, ge=1, le=10_000_000, description="Optimiser updates.")
+    batch_size: int = Field(2, ge=1, le=4096, description="Sequences per forward pass.")
+    grad_accum_steps: int = Field(
+        1, ge=1, le=4096, description="Forward passes per update; weighted by their tokens."
+    )
+    max_seq_length: int | None = Field(
+        None,
+        ge=8,
+        le=1_048_576,
+        description="Tokens per sequence; default 3072 or the model's limit.",
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description="Peak learning rate; default 1e-4 for adapters, 1e-5 for full.",
+    )
+    lr_schedule: LrSchedule = Field(
+        "cosine", description="Shape of the learning rate after warm-up."
+    )
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Updates of linear warm-up; default 3 % of max_iterations."
+    )
+    min_lr: float | None = Field(
+        None, ge=0, description="Learning rate at the last update; default a tenth of the peak."
+    )
+    weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW decay, on matrices only.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="Gradient clipping norm; 0 switches it off."
+    )
+    grad_checkpoint: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, more time."
+    )
+
+    fine_tune_type: Literal["lora", "dora", "full"] = Field("lora", description="What is trained.")
+    lora_rank: int = Field(16, ge=1, le=1024, description="Rank of the adapter matrices.")
+    lora_alpha: float | None = Field(
+        None, gt=0, description="Adapter scale is lora_alpha / lora_rank; default twice the rank."
+    )
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    lora_target: LoraTarget = Field(
+        "all", description="Which linear layers: all, attention, or a list of names."
+    )
+    num_layers: int | None = Field(
+        None, ge=1, description="Train only the last so many layers; default all."
+    )
+
+    data_mixture_ratio: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="Share of training tokens from the dataset; the rest is replay.",
+    )
+    replay_dataset: str | None = Field(
+        None,
+        min_length=1,
+        max_length=400,
+        description="Folder in dataset/ for replay; default: the shipped general text.",
+    )
+    validation_split: float = Field(
+        0.1, ge=0, le=0.5, description="Share of the documents held out for validation."
+    )
+    val_batches: int = Field(
+        25, ge=1, le=100_000, description="At most so many batches per validation, always the same."
+    )
+    eval_every: int | None = Field(
+        None, ge=1, description="Updates between validations; default save_every."
+    )
+    save_every: int = Field(50, ge=1, description="Updates between checkpoints.")
+    report_every: int = Field(1, ge=1, description="Updates between metric reports.")
+    max_checkpoints: int = Field(
+        5, ge=4, le=1000, description="Checkpoints kept; the best three and the last always stay."
+    )
+    overfitting_threshold: float = Field(
+        0.1, gt=0, description="Flag when validation loss exceeds its best by this fraction."
+    )
+    early_stopping_patience: int = Field(
+        0, ge=0, description="Stop after so many flagged validations in a row; 0 never stops."
+    )
+    seed: int = Field(
+        42, ge=0, lt=2**31, description="Seed of data order, split and initialisation."
+    )
+    queue: bool = Field(False, description="If a run is active, wait for it instead of failing.")
+
+    @field_validator("lr_schedule", mode="before")
+    @classmethod
+    def _known_schedule_name(cls, value: Any) -> Any:
+        return _SCHEDULE_ALIASES.get(value, value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Recipe:
+        if self.warmup_steps is not None and self.warmup_steps > self.max_iterations:
+            raise ValueError("warmup_steps: must not exceed max_iterations")
+        if self.min_lr is not None and self.learning_rate is not None:
+            if self.min_lr > self.learning_rate:
+                raise ValueError("min_lr: must not exceed learning_rate")
+        return self
+
+    def resolved(self) -> Recipe:
+        """This recipe with every default that needs no model filled in."""
+        lr = self.learning_rate or (1e-5 if self.fine_tune_type == "full" else 1e-4)
+        warmup = (
+            round(0.03 * self.max_iterations) if self.warmup_steps is None else self.warmup_steps
+        )
+        return self.model_copy(
+            update={
+                "learning_rate": lr,
+                "warmup_steps": warmup,
+                "min_lr": lr * 0.1 if self.min_lr is None else self.min_lr,
+                "lora_alpha": self.lora_alpha or 2.0 * self.lora_rank,
+                "eval_every": self.eval_every or self.save_every,
+            }
+        )
+
+
+def parse_recipe(values: dict[str, Any]) -> Recipe:
+    """Validate a request. Raises ConfigError naming every bad field."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(problems_of(error)) from None
+
+
+def problems_of(error: ValidationError) -> list[dict[str, str]]:
+    """Pydantic's findings as `{"field", "message"}`, without echoing what was sent."""
+    problems = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        field = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
+        message = item["msg"].removeprefix("Value error, ")
+        if not field and ": " in message:
+            field, message = message.split(": ", 1)
+        if item["type"] == "extra_forbidden":
+            message = "unknown field"
+        if item["type"] == "missing":
+            message = "required"
+        problem = {"field": field or "body", "message": message}
+        if problem not in problems:
+            problems.append(problem)
+    return problems

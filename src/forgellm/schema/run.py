@@ -1,0 +1,69 @@
+"""What a run folder holds, as types."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from forgellm.schema.recipe import Recipe
+
+RUN_SCHEMA_VERSION = 1
+
+Phase = Literal[
+    "queued", "preparing", "training", "evaluating", "saving",
+    "completed", "stopped", "failed", "interrupted",
+]  # fmt: skip
+ACTIVE_PHASES: frozenset[Phase] = frozenset({"preparing", "training", "evaluating", "saving"})
+
+
+class RunRecord(BaseModel):
+    """`run.json`: written when the run is created, completed once before its first update."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    schema_version: int = RUN_SCHEMA_VERSION
+    training_id: str
+    name: str
+    training_type: Literal["cpt", "ift"]
+    created_at: str
+    recipe: Recipe
+    engine: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    dtype_reason: str | None = None
+    model: dict[str, Any] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+    memory: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)
+
+
+class RunState(BaseModel):
+    """`state.json`: where the run is now. Replaced atomically by the trainer."""
+
+    phase: Phase = "preparing"
+    iteration: int = 0
+    eta_minutes: float | None = None
+    training_seconds: float = 0.0
+    overfitting: bool = False
+    overfitting_iteration: int | None = None
+    stopped_early: bool = False
+    error: dict[str, Any] | None = None
+    heartbeat: str = ""
+
+
+class MetricsLine(BaseModel):
+    """One line of `metrics.jsonl`. Non-finite numbers are `None` with `non_finite` true."""
+
+    seq: int
+    iteration: int
+    training_loss: float | None = None
+    validation_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    memory_usage_gb: float | None = None
+    grad_norm: float | None = None
+    trained_tokens: int = 0
+    non_finite: bool = False
+    timestamp: str
