@@ -66,6 +66,9 @@ class TrainEngine(Protocol):
     def rehearse(self, batch: Batch) -> int:
         """Run one step forward and backward without changing anything; peak bytes it took."""
 
+    def available_bytes(self) -> int | None:
+        """Free memory of the device, or None where the machine's own memory is meant."""
+
     def save_weights(self, folder: Path, stem: str) -> list[str]:
         """Write the trained weights into `folder`; returns the names written.
 

@@ -1,0 +1,129 @@
+"""Linear projection and cross-entropy in one, in chunks, so that no `[B*T, vocab]` logits exist.
+
+The gradient with respect to the hidden states is formed in the forward pass, chunk by chunk, while
+the chunk's logits are still at hand (the idea of Liger's fused linear cross-entropy, arXiv
+2410.10989, and of Wijmans et al. 2024, arXiv 2411.09009).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 24_000_000
+_LOG2_E = math.log2(math.e)
+_LN_2 = math.log(2)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> Tensor:
+    """Sum of the cross-entropies in nats, a float32 scalar.
+
+    hidden [N, D]; weight [V, D], a projection without bias; targets [N] int64. With `softcap` the
+    logits are `softcap * tanh(logits / softcap)`; they are multiplied by `logit_scale` before.
+    Differentiable in `hidden`, and in `weight` where it needs a gradient.
+    """
+    return _apply(hidden, weight, targets, softcap, logit_scale)
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """Rows of logits that take about CHUNK_BYTES in float32."""
+    return max(16, CHUNK_BYTES // (4 * vocab_size))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        softcap: float | None,
+        logit_scale: float,
+    ) -> Tensor:
+        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        projection = weight.to(hidden.dtype)
+        step = chunk_rows(weight.shape[0])
+        for start in range(0, hidden.shape[0], step):
+            rows, labels = hidden[start : start + step], targets[start : start + step, None]
+            logits, slope = _base2_logits(rows, projection, softcap, logit_scale)
+            top = logits.amax(-1, keepdim=True)
+            wanted = logits.gather(-1, labels)
+            probs = logits.sub_(top).exp2_()
+            total = probs.sum(-1, keepdim=True)
+            loss += (top + total.log2() - wanted).sum() * _LN_2
+            if d_hidden is None and d_weight is None:
+                continue
+            d_logits = probs.div_(total)
+            d_logits.scatter_add_(-1, labels, torch.full_like(total, -1.0))
+            if slope is not None:
+                d_logits.mul_(slope)
+            d_logits = d_logits.mul_(logit_scale).to(rows.dtype)
+            if d_hidden is not None:
+                torch.mm(d_logits, projection, out=d_hidden[start : start + step])
+            if d_weight is not None:
+                d_weight += d_logits.mT @ rows
+        ctx.d_hidden = d_hidden
+        ctx.d_weight = None if d_weight is None else d_weight.to(weight.dtype)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden = None if ctx.d_hidden is None else ctx.d_hidden.mul_(grad.to(ctx.d_hidden.dtype))
+        d_weight = None if ctx.d_weight is None else ctx.d_weight.mul_(grad.to(ctx.d_weight.dtype))
+        ctx.d_hidden = ctx.d_weight = None
+        return d_hidden, d_weight, None, None, None
+
+
+_apply: Callable[..., Tensor] = _LinearCrossEntropy.apply
+
+
+def target_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> Tensor:
+    """[N] float32 log-probability of each target; arguments as for `linear_cross_entropy`."""
+    projection = weight.to(hidden.dtype)
+    step = chunk_rows(weight.shape[0])
+    parts = []
+    for start in range(0, hidden.shape[0], step):
+        rows, labels = hidden[start : start + step], targets[start : start + step, None]
+        logits, _ = _base2_logits(rows, projection, softcap, logit_scale)
+        top = logits.amax(-1, keepdim=True)
+        wanted = logits.gather(-1, labels)
+        total = logits.sub_(top).exp2_().sum(-1, keepdim=True)
+        parts.append((wanted - top - total.log2_())[:, 0] * _LN_2)
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def _base2_logits(
+    rows: Tensor, weight: Tensor, softcap: float | None, logit_scale: float
+) -> tuple[Tensor, Tensor | None]:
+    """[n, V] float32 logits times log2(e), and the slope of the cap if there is one.
+
+    Base 2 because `exp` of very negative numbers is slow on CPUs and `exp2` is not.
+    """
+    if softcap is None:
+        scaled = rows * (logit_scale * _LOG2_E)
+        return (scaled @ weight.mT).float(), None
+    logits = (rows @ weight.mT).float().mul_(logit_scale / softcap)
+    tanh = logits.tanh_()
+    slope = 1 - tanh.square()
+    return tanh.mul_(softcap * _LOG2_E), slope

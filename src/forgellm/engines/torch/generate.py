@@ -1,0 +1,108 @@
+"""The torch generation engine: a cache, a sampler, and token scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache
+
+from forgellm.data.batches import Batch
+from forgellm.engines.base import EngineInfo
+from forgellm.engines.torch import load
+from forgellm.engines.torch.adapters import attach_adapter
+from forgellm.engines.torch.lora import merge_lora
+from forgellm.engines.torch.scoring import batch_log_probs
+from forgellm.errors import CheckpointNotFound, InvalidRequest
+from forgellm.schema.generation import Sampling
+
+
+class TorchGenerateEngine:
+    """See `engines.base.GenerateEngine`. An adapter is merged into the weights when loaded."""
+
+    def __init__(self, model_path: Path, adapter: Path | None, *, dtype: str = "auto") -> None:
+        self._place = load.choose_placement(dtype)
+        if adapter is not None and not adapter.exists():
+            raise CheckpointNotFound("The adapter or checkpoint does not exist.")
+        full_checkpoint = adapter is not None and adapter.is_dir()
+        source = adapter if adapter is not None and full_checkpoint else model_path
+        self.model = load.load_model(source, self._place.dtype, self._place.device)
+        if adapter is not None and not full_checkpoint:
+            attach_adapter(self.model, adapter)
+            merge_lora(self.model)
+        self.model.eval().requires_grad_(False)
+        self.info = EngineInfo(
+            engine="torch",
+            device=self._place.device.type,
+            dtype=self._place.dtype_name,
+            dtype_reason=self._place.reason,
+            num_parameters=sum(p.numel() for p in self.model.parameters()),
+            num_trainable=0,
+            context_length=load.context_length(self.model),
+            versions=load.versions(),
+        )
+
+    @torch.inference_mode()
+    def generate(
+        self, prompt_ids: list[int], sampling: Sampling, stop_ids: frozenset[int]
+    ) -> Iterator[int]:
+        if not prompt_ids:
+            raise InvalidRequest("The prompt is empty.", suggestion="Send at least one character.")
+        device = self._place.device
+        generator = torch.Generator(device)
+        if sampling.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(sampling.seed)
+        room = self.info.context_length - len(prompt_ids)
+        cache = DynamicCache(config=self.model.config)
+        tokens = torch.tensor([prompt_ids], device=device)
+        seen = torch.zeros(self.model.config.get_text_config().vocab_size, dtype=torch.bool)
+        seen = seen.to(device)
+        seen[tokens[0]] = True
+        for _ in range(min(sampling.max_tokens, room)):
+            logits = self.model(
+                input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
+            ).logits[0, -1]
+            chosen = sample(logits.float(), sampling, seen, generator)
+            if chosen in stop_ids:
+                return
+            yield chosen
+            seen[chosen] = True
+            tokens = torch.tensor([[chosen]], device=device)
+
+    def token_log_probs(self, batch: Batch) -> NDArray[np.float32]:
+        return batch_log_probs(self.model, batch, self._place.device, self._place.dtype)
+
+    def memory_bytes(self) -> int:
+        seen: dict[int, int] = {}
+        tensors: list[Any] = [*self.model.parameters(), *self.model.buffers()]
+        for tensor in tensors:
+            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return sum(seen.values())
+
+
+def sample(logits: Tensor, sampling: Sampling, seen: Tensor, generator: torch.Generator) -> int:
+    """The next token's id. logits [V] float32; seen [V] bool marks tokens already in the text.
+
+    The penalty divides positive and multiplies negative logits (Keskar et al. 2019, CTRL, arXiv
+    1909.05858); `top_p` keeps the smallest set of that mass (Holtzman et al. 2019, arXiv
+    1904.09751), always at least one token.
+    """
+    if sampling.repetition_penalty != 1:
+        penalty = sampling.repetition_penalty
+        penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+        logits = torch.where(seen, penalised, logits)
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    probs = (logits / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        ordered, order = probs.sort(descending=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        probs = torch.zeros_like(probs).scatter_(-1, order, ordered.masked_fill_(outside, 0))
+    return int(torch.multinomial(probs, 1, generator=generator))

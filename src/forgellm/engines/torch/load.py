@@ -1,0 +1,113 @@
+"""A model folder becomes a transformers model on a device."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from forgellm import hardware
+from forgellm.errors import UnsupportedModel
+
+# Set before transformers is imported: a local folder never needs the hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import transformers
+
+from forgellm.engines.torch import attention
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model computes and in what type, with the reason."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def choose_placement(dtype: str) -> Placement:
+    """The fastest device that is here; `dtype` is auto, float32 or bfloat16."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+        best = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        reason = f"{torch.cuda.get_device_name()} computes fastest in {best}"
+    elif hardware.is_apple_silicon() and torch.backends.mps.is_available():
+        device, best, reason = torch.device("mps"), "float32", "Metal through PyTorch"
+    else:
+        device = torch.device("cpu")
+        best, reason = hardware.cpu_dtype()
+    if dtype != "auto":
+        best, reason = dtype, "asked for"
+    return Placement(device, cast(torch.dtype, getattr(torch, best)), reason)
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load safetensors weights from a local folder; no code of the model's own is run.
+
+    Raises UnsupportedModel when transformers does not know the architecture or the files are bad.
+    """
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (ValueError, KeyError, OSError, TypeError, ImportError, RuntimeError) as error:
+        raise UnsupportedModel(
+            f"The model cannot be loaded: {_first_line(error)}",
+            suggestion="Use a text model whose architecture transformers knows.",
+        ) from error
+    return model.to(device)
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """The projection to the vocabulary: weight [V, D] and what happens to the logits."""
+
+    weight: Tensor
+    softcap: float | None
+    logit_scale: float
+
+
+def output_head(model: Any) -> OutputHead:
+    """Gemma caps its logits, Granite divides and Cohere multiplies them."""
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return OutputHead(model.get_output_embeddings().weight, softcap, scale)
+
+
+def final_hidden_states(model: Any, tokens: Tensor, positions: Tensor, **kwargs: Any) -> Tensor:
+    """[B, T, D] states after the last norm. tokens, positions [B, T] int64."""
+    decoder = cast(nn.Module, model.get_decoder())
+    out = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **kwargs)
+    return cast(Tensor, out.last_hidden_state)
+
+
+def context_length(model: Any) -> int:
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2048)
+
+
+def versions() -> dict[str, str | None]:
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0][:300] or type(error).__name__

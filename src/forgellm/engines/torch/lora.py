@@ -1,0 +1,184 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) and DoRA (Liu et al. 2024, arXiv 2402.09353) layers.
+
+Weights are laid out as mlx-lm lays them out: `lora_a` [in, rank], `lora_b` [rank, out], and DoRA's
+magnitude `m` [out]; the adapter adds `scale * (x @ lora_a) @ lora_b`, with scale = alpha / rank.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from forgellm.errors import ConfigError
+from forgellm.schema.recipe import LoraTarget
+
+ATTENTION_NAMES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value"})
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    target: LoraTarget = "all"
+    num_layers: int | None = None
+    dora: bool = False
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+class _LoraLinear(torch.autograd.Function):
+    """x W^T + bias + scale (x A) B with W frozen; keeps only x and x A for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scale: float,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        low = rows @ lora_a.to(x.dtype)
+        out = F.linear(rows, weight, bias).addmm_(low, lora_b.to(x.dtype), alpha=scale)
+        ctx.save_for_backward(x, weight, lora_a, lora_b, low)
+        ctx.scale = scale
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, lora_a, lora_b, low = ctx.saved_tensors
+        rows, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        g_low = (g @ lora_b.to(g.dtype).mT).mul_(ctx.scale)
+        d_a = (rows.mT @ g_low).to(lora_a.dtype)
+        d_b = (low.mT @ g).to(lora_b.dtype).mul_(ctx.scale)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = (g @ weight).addmm_(g_low, lora_a.to(g.dtype).mT).view_as(x)
+        return d_x, None, None, d_a, d_b, None
+
+
+_lora_linear: Callable[..., Tensor] = _LoraLinear.apply
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer with a trainable low-rank addition."""
+
+    def __init__(self, linear: nn.Linear, settings: LoraSettings, generator: torch.Generator):
+        super().__init__()
+        self.linear = linear
+        self.scale = settings.scale
+        self.dropout = settings.dropout
+        out_features, in_features = linear.weight.shape
+        bound = 1 / math.sqrt(in_features)
+        a = torch.empty(in_features, settings.rank).uniform_(-bound, bound, generator=generator)
+        device = linear.weight.device
+        self.lora_a = nn.Parameter(a.to(device))
+        self.lora_b = nn.Parameter(torch.zeros(settings.rank, out_features, device=device))
+        self.m: nn.Parameter | None = None
+        if settings.dora:
+            self.m = nn.Parameter(linear.weight.detach().float().norm(dim=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.linear.weight, self.linear.bias
+        if self.m is None and not (self.dropout and self.training):
+            return _lora_linear(x, weight, bias, self.lora_a, self.lora_b, self.scale)
+        dropped = F.dropout(x, self.dropout, self.training)
+        low = dropped @ self.lora_a.to(x.dtype) @ self.lora_b.to(x.dtype)
+        out = F.linear(x, weight) + self.scale * low
+        if self.m is not None:
+            # The norm counts as a constant in the backward pass (section 4.3 of the DoRA paper).
+            norm = self.merged_direction().norm(dim=1).detach()
+            out = out * (self.m / norm).to(x.dtype)
+        return out if bias is None else out + bias
+
+    def merged_direction(self) -> Tensor:
+        """[out, in] float32: W + scale (A B)^T, before DoRA's magnitude."""
+        return self.linear.weight.float() + self.scale * (self.lora_a @ self.lora_b).mT.float()
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """[out, in] float32: the weight of the plain layer that computes the same."""
+        weight = self.merged_direction()
+        if self.m is not None:
+            weight = weight * (self.m / weight.norm(dim=1))[:, None]
+        return weight
+
+
+def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> list[str]:
+    """Freeze `model`, put adapters into its target layers; returns their names, in order.
+
+    Initial values depend on `seed` alone. Raises ConfigError if `lora_target` matches nothing.
+    """
+    model.requires_grad_(False)
+    names = target_names(model, settings.target, settings.num_layers)
+    generator = torch.Generator().manual_seed(seed)
+    for name in names:
+        parent_name, _, child = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        linear = cast(nn.Linear, getattr(parent, child))
+        setattr(parent, child, LoraLinear(linear, settings, generator))
+    return names
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+
+
+def layer_index(name: str) -> int | None:
+    """The block number in a module name such as `model.layers.12.mlp.up_proj`."""
+    match = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name)
+    return int(match.group(1)) if match else None
+
+
+def num_blocks(model: nn.Module) -> int:
+    indices = [layer_index(name) for name, _ in model.named_modules()]
+    return max((i for i in indices if i is not None), default=-1) + 1
+
+
+def target_names(model: nn.Module, target: LoraTarget, num_layers: int | None) -> list[str]:
+    """Names of the linear layers inside blocks that `lora_target` and `num_layers` select."""
+    linears = {
+        name: index
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (index := layer_index(name)) is not None
+    }
+    first = 0 if num_layers is None else max(0, num_blocks(model) - num_layers)
+    chosen = [n for n, i in linears.items() if i >= first and _matches(n, target)]
+    if not chosen or (
+        isinstance(target, list) and not all(any(_matches(n, [t]) for n in linears) for t in target)
+    ):
+        known = sorted({n.rsplit(".", 1)[-1] for n in linears})
+        raise ConfigError.one(
+            "lora_target", f"names no layer of this model; it has {', '.join(known)}"
+        )
+    return chosen
+
+
+def _matches(name: str, target: LoraTarget) -> bool:
+    if target == "all":
+        return True
+    last = name.rsplit(".", 1)[-1]
+    if target == "attention":
+        return last in ATTENTION_NAMES
+    return any(name == t or name.endswith("." + t) for t in target)
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> None:
+    """Replace each adapted layer by the plain layer that computes the same, merged in float32."""
+    for name, layer in lora_layers(model).items():
+        layer.linear.weight.copy_(layer.merged_weight().to(layer.linear.weight.dtype))
+        parent_name, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent_name), child, layer.linear)

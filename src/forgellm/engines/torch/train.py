@@ -1,0 +1,240 @@
+"""The torch training engine: one model, its trainable weights and AdamW."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from forgellm.data.batches import Batch
+from forgellm.engines.base import EngineInfo, StepMetrics
+from forgellm.engines.torch import adapters, load, memory
+from forgellm.engines.torch.lora import LoraSettings, add_lora, layer_index, num_blocks
+from forgellm.engines.torch.scoring import loss_sum, prove_packing
+from forgellm.errors import CheckpointCorrupt, OutOfMemory
+from forgellm.schema.recipe import Recipe
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+RNG_FILE = "rng.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class TorchTrainEngine:
+    """See `engines.base.TrainEngine`."""
+
+    def __init__(self, recipe: Recipe, model_path: Path) -> None:
+        self._recipe = recipe
+        self._place = load.choose_placement(recipe.dtype)
+        torch.manual_seed(recipe.seed)
+        full = recipe.fine_tune_type == "full"
+        # Full fine-tuning keeps float32 weights, or small updates would be rounded away.
+        weights_dtype = torch.float32 if full else self._place.dtype
+        self.model = load.load_model(model_path, weights_dtype, self._place.device)
+        vocab_size = int(self.model.config.get_text_config().vocab_size)
+        prove_packing(self.model.eval(), self._place.device, weights_dtype, vocab_size)
+        self._lora = None if full else _lora_settings(recipe)
+        self._layer_names = self._make_trainable()
+        if recipe.grad_checkpoint:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.train()
+        self._trainable: dict[str, nn.Parameter] = {
+            n: p for n, p in self.model.named_parameters() if p.requires_grad
+        }
+        self._optimizer = self._make_optimizer()
+        self.info = self._describe()
+        self._pending_tokens = 0
+        self._reset_counters()
+
+    # --- one update -------------------------------------------------------------------------
+
+    def step(self, batch: Batch, learning_rate: float, update: bool) -> None:
+        with _out_of_memory_named():
+            loss = self._loss_sum(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._loss_total += loss.detach()
+            self._pending_tokens += batch.num_targets
+            self._num_tokens += batch.num_targets
+            if update:
+                self._update(learning_rate)
+
+    def _loss_sum(self, batch: Batch) -> Tensor:
+        device, dtype = self._place.device, self._place.dtype
+        autocast = self._lora is None and dtype != torch.float32
+        with torch.autocast(device.type, dtype=dtype, enabled=autocast):
+            return loss_sum(self.model, batch, device, dtype)
+
+    def _update(self, learning_rate: float) -> None:
+        """Divide by the tokens of all micro-batches, so that accumulation equals the big batch."""
+        parameters = list(self._trainable.values())
+        grads = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_div_(grads, float(max(1, self._pending_tokens)))
+        limit = self._recipe.max_grad_norm or float("inf")
+        self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._pending_tokens = 0
+
+    # --- figures ----------------------------------------------------------------------------
+
+    def read_metrics(self) -> StepMetrics:
+        metrics = StepMetrics(
+            training_loss=float(self._loss_total) / max(1, self._num_tokens),
+            grad_norm=float(self._grad_norm),
+            num_tokens=self._num_tokens,
+            peak_memory_bytes=memory.peak_bytes(self._place.device),
+        )
+        self._reset_counters()
+        return metrics
+
+    def _reset_counters(self) -> None:
+        self._loss_total = torch.zeros((), device=self._place.device)
+        self._grad_norm = torch.zeros((), device=self._place.device)
+        self._num_tokens = 0
+
+    @torch.no_grad()
+    def validation_loss(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> float:
+        total, num_tokens = 0.0, 0
+        self.model.eval()
+        try:
+            for batch in batches:
+                if should_stop():
+                    break
+                total += float(self._loss_sum(batch))
+                num_tokens += batch.num_targets
+        finally:
+            self.model.train()
+        return total / num_tokens if num_tokens else float("nan")
+
+    def rehearse(self, batch: Batch) -> int:
+        """Forward and backward on `batch`, then as if nothing had happened; see the protocol."""
+        device = self._place.device
+        memory.reset_peak(device)
+        rng = torch.get_rng_state()
+        with _out_of_memory_named():
+            self._loss_sum(batch).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.set_rng_state(rng)
+        moments = 8 * sum(int(p.numel()) for p in self._trainable.values())
+        return memory.peak_bytes(device) + moments
+
+    def available_bytes(self) -> int | None:
+        return memory.available_bytes(self._place.device)
+
+    # --- checkpoints ------------------------------------------------------------------------
+
+    def save_weights(self, folder: Path, stem: str) -> list[str]:
+        if self._lora is not None:
+            name = f"{stem}_adapters.safetensors"
+            adapters.save_adapter(self.model, folder / name)
+            return [name]
+        self.model.save_pretrained(folder / f"{stem}_model")
+        return [f"{stem}_model"]
+
+    def save_optimizer(self, folder: Path) -> list[str]:
+        tensors = {
+            f"{name}.{key}": self._optimizer.state[parameter][key].cpu().contiguous()
+            for name, parameter in self._trainable.items()
+            for key in _MOMENTS
+            if parameter in self._optimizer.state
+        }
+        save_file(tensors, folder / OPTIMIZER_FILE)
+        rng = {"cpu": torch.get_rng_state()}
+        if self._place.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state()
+        save_file(rng, folder / RNG_FILE)
+        return [OPTIMIZER_FILE, RNG_FILE]
+
+    def restore(self, weights: Path, optimizer_folder: Path) -> None:
+        if self._lora is not None:
+            adapters.copy_into(self.model, adapters.read_adapter(weights))
+        else:
+            saved = load.load_model(weights, torch.float32, self._place.device)
+            self.model.load_state_dict(saved.state_dict())
+        try:
+            state = load_file(optimizer_folder / OPTIMIZER_FILE)
+            rng = load_file(optimizer_folder / RNG_FILE)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointCorrupt(f"The optimiser state cannot be read: {error}") from error
+        for name, parameter in self._trainable.items():
+            self._optimizer.state[parameter] = {
+                key: state[f"{name}.{key}"].to("cpu" if key == "step" else parameter.device)
+                for key in _MOMENTS
+                if f"{name}.{key}" in state
+            }
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and self._place.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"])
+
+    def adapter_config(self) -> dict[str, Any] | None:
+        if self._lora is None:
+            return None
+        return adapters.adapter_config(self._lora, self._layer_names, self._recipe.model_name)
+
+    # --- set-up -----------------------------------------------------------------------------
+
+    def _make_trainable(self) -> list[str]:
+        if self._lora is not None:
+            return add_lora(self.model, self._lora, self._recipe.seed)
+        first = max(0, num_blocks(self.model) - (self._recipe.num_layers or 10**9))
+        for name, parameter in self.model.named_parameters():
+            index = layer_index(name)
+            parameter.requires_grad_(index >= first if index is not None else first == 0)
+        return []
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101), decay on matrices only."""
+        matrices = [p for p in self._trainable.values() if p.ndim >= 2]
+        others = [p for p in self._trainable.values() if p.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": self._recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        fused = self._place.device.type in ("cpu", "cuda")
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, fused=fused)
+
+    def _describe(self) -> EngineInfo:
+        own = sum(p.numel() for n, p in self.model.named_parameters() if ".lora_" not in n)
+        return EngineInfo(
+            engine="torch",
+            device=self._place.device.type,
+            dtype=self._place.dtype_name,
+            dtype_reason=self._place.reason,
+            num_parameters=own,
+            num_trainable=sum(p.numel() for p in self._trainable.values()),
+            context_length=load.context_length(self.model),
+            versions=load.versions(),
+        )
+
+
+def _lora_settings(recipe: Recipe) -> LoraSettings:
+    return LoraSettings(
+        rank=recipe.lora_rank,
+        alpha=recipe.lora_alpha or 2.0 * recipe.lora_rank,
+        dropout=recipe.lora_dropout,
+        target=recipe.lora_target,
+        num_layers=recipe.num_layers,
+        dora=recipe.fine_tune_type == "dora",
+    )
+
+
+@contextlib.contextmanager
+def _out_of_memory_named() -> Any:
+    """Torch's two ways of running out of memory leave as OutOfMemory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory("The GPU ran out of memory.") from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error) or "can't allocate memory" in str(error):
+            raise OutOfMemory("The machine ran out of memory.") from error
+        raise
+    except MemoryError as error:
+        raise OutOfMemory("The machine ran out of memory.") from error

@@ -1,0 +1,89 @@
+"""What this machine is, and the choices that follow from it, each with its reason.
+
+Answers without importing a model library, so that the servers may ask.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+GB = 1_000_000_000
+
+
+def is_apple_silicon() -> bool:
+    return platform.system() == "Darwin" and platform.machine() == "arm64"
+
+
+def default_engine() -> tuple[str, str]:
+    """Name of the engine that `auto` means here, and why."""
+    return "torch", "PyTorch is the engine of this version on every platform"
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags of the processor, as Linux names them; empty elsewhere."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def cpu_dtype() -> tuple[str, str]:
+    """Compute type for a processor, and why."""
+    if "amx_bf16" in cpu_flags():
+        return "bfloat16", "this processor multiplies bfloat16 in hardware (AMX)"
+    return "float32", "this processor has no AMX, so float32 is as fast as bfloat16 or faster"
+
+
+def memory_total_bytes() -> int:
+    return min(psutil.virtual_memory().total, _cgroup_limit() or 2**62)
+
+
+def memory_available_bytes() -> int:
+    """Memory a new process may take without swapping; respects a container's limit."""
+    available = int(psutil.virtual_memory().available)
+    limit = _cgroup_limit()
+    if limit is None:
+        return available
+    used = _read_int("/sys/fs/cgroup/memory.current") or 0
+    return max(0, min(available, limit - used))
+
+
+def disk_free_bytes(folder: Path) -> int:
+    """Free bytes where `folder` is, or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def package_version(name: str) -> str | None:
+    """Version of an installed package without importing it, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cgroup_limit() -> int | None:
+    return _read_int("/sys/fs/cgroup/memory.max")
+
+
+def _read_int(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
