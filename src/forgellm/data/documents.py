@@ -1,0 +1,181 @@
+"""The documents of a dataset folder, read one at a time, with a report of what was left out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from forgellm.data.readers import READERS, Unreadable
+
+
+class Document(NamedTuple):
+    """`source` is the path in the dataset, with `:<line or row>` where a file holds several."""
+
+    source: str
+    text: str
+
+
+class DatasetFile(NamedTuple):
+    """A file that a reader exists for. `name` is its POSIX path in the dataset."""
+
+    name: str
+    path: Path
+    size_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file left out, or `rows` rows of one."""
+
+    source: str
+    reason: str
+    rows: int | None = None
+
+
+class Listing(NamedTuple):
+    files: list[DatasetFile]
+    skipped: list[Skipped]
+
+
+class DatasetOverview(NamedTuple):
+    file_count: int
+    total_size_bytes: int
+
+
+@dataclass
+class ReadReport:
+    """What became of the files; filled while documents are read."""
+
+    files: int = 0
+    documents: int = 0
+    text_bytes: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ReadReport:
+        skipped = [Skipped(**item) for item in values["skipped"]]
+        return cls(values["files"], values["documents"], values["text_bytes"], skipped)
+
+
+def dataset_files(folder: Path) -> Listing:
+    """Files of a dataset sorted by name. Hidden files and folders are no part of a dataset."""
+    files: list[DatasetFile] = []
+    skipped: list[Skipped] = []
+    root = os.path.realpath(folder)
+
+    def closed(error: OSError) -> None:
+        shown = _printable(os.path.relpath(error.filename, root))
+        skipped.append(Skipped(shown, f"cannot be opened: {error.strerror}"))
+
+    for parent, folders, names in os.walk(root, onerror=closed):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        linked = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in [*names, *linked]:
+            if name.startswith("."):
+                continue
+            path = os.path.join(parent, name)
+            shown = _printable(os.path.relpath(path, root).replace(os.sep, "/"))
+            entry = _examine(root, path, shown)
+            if isinstance(entry, Skipped):
+                skipped.append(entry)
+            else:
+                files.append(entry)
+    return Listing(sorted(files), sorted(skipped, key=lambda item: item.source))
+
+
+def dataset_overview(folder: Path) -> DatasetOverview:
+    """Count and size of the readable files, without opening them."""
+    files = dataset_files(folder).files
+    return DatasetOverview(len(files), sum(file.size_bytes for file in files))
+
+
+def dataset_fingerprint(folder: Path) -> str:
+    """Hex sha256 of names, sizes and contents; the same on every machine and after any copy."""
+    return fingerprint_of(dataset_files(folder).files)
+
+
+def fingerprint_of(files: list[DatasetFile]) -> str:
+    total = hashlib.sha256()
+    for file in files:
+        try:
+            with file.path.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError:
+            content = "unreadable"
+        total.update(f"{file.name}\0{file.size_bytes}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def iter_documents(folder: Path, report: ReadReport | None = None) -> Iterator[Document]:
+    """Documents in a fixed order, holding one at a time; `report` is filled on the way."""
+    listing = dataset_files(folder)
+    report = report if report is not None else ReadReport()
+    report.skipped.extend(listing.skipped)
+    for file in listing.files:
+        yield from read_file(file, report)
+
+
+def read_file(file: DatasetFile, report: ReadReport) -> Iterator[Document]:
+    """The documents of one file. What cannot be read is noted in `report`, never raised."""
+    skipped_rows: dict[str, tuple[int, int]] = {}  # reason -> (first row, how many)
+
+    def skip(reason: str, number: int) -> None:
+        first, count = skipped_rows.get(reason, (number, 0))
+        skipped_rows[reason] = (first, count + 1)
+
+    before = report.documents
+    unreadable: str | None = None
+    reader = READERS[file.path.suffix.lower()]
+    try:
+        for number, text in reader(file.path, skip):
+            if text and not text.isspace():
+                report.documents += 1
+                report.text_bytes += len(text.encode())
+                yield Document(file.name if number is None else f"{file.name}:{number}", text)
+            elif number is not None:
+                skip("empty", number)
+    except Unreadable as error:
+        unreadable = str(error)
+    except UnicodeDecodeError:
+        unreadable = "not UTF-8, nor UTF-16 with a byte order mark"
+    except OSError as error:
+        unreadable = f"cannot be opened: {error.strerror}"
+    for reason, (first, count) in skipped_rows.items():
+        report.skipped.append(Skipped(file.name, f"{reason}, first at {first}", count))
+    report.files += report.documents > before
+    if unreadable is not None:
+        report.skipped.append(Skipped(file.name, unreadable))
+    elif report.documents == before and not skipped_rows:
+        report.skipped.append(Skipped(file.name, "empty"))
+
+
+def _examine(root: str, path: str, shown: str) -> DatasetFile | Skipped:
+    if os.path.islink(path):
+        target = os.path.realpath(path)
+        if not target.startswith(root + os.sep):
+            return Skipped(shown, "link leading outside the dataset")
+        if os.path.isdir(target):
+            return Skipped(shown, "link to a folder")
+    try:
+        found = os.stat(path)
+    except OSError:
+        return Skipped(shown, "link leading nowhere")
+    if not stat.S_ISREG(found.st_mode):
+        return Skipped(shown, "not a regular file")
+    if Path(path).suffix.lower() not in READERS:
+        return Skipped(shown, "unsupported type")
+    return DatasetFile(shown, Path(path), found.st_size, found.st_mtime_ns)
+
+
+def _printable(name: str) -> str:
+    """File names may hold bytes that are not UTF-8; JSON may not."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,248 @@
+"""From a recipe to the batches of a continued pre-training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forgellm.data.batches import Batch
+from forgellm.data.datasets import find_dataset
+from forgellm.data.mixture import Mixture, plan_mixture, wanted_replay_rows
+from forgellm.data.packing import PackedStream, validation_rows
+from forgellm.data.readers import READERS
+from forgellm.data.split import Split, all_documents, split_documents
+from forgellm.data.token_store import Progress, TokenStore, open_store, token_store
+from forgellm.data.tokenizer import Tokenizer
+from forgellm.errors import ConfigError, DataError
+from forgellm.paths import Workspace
+from forgellm.schema.recipe import Recipe
+
+_SHIPPED_REPLAY = Path(__file__).parents[1] / "assets" / "general" / "replay"
+_SKIPPED_SHOWN = 100
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The batches of a run; each is a function of its number, so a resumed run meets the same.
+
+    Attributes:
+        summary: JSON-safe; what the data is, for the run's record and for `reopen_prepared`.
+        warnings: for the user, one sentence or two each.
+    """
+
+    summary: dict[str, Any]
+    warnings: list[str]
+    _recipe: Recipe
+    _mixture: Mixture
+    _domain: PackedStream
+    _replay: PackedStream | None
+    _split: Split
+
+    def batch(self, index: int) -> Batch:
+        """Micro-batch number `index`, from 0; `grad_accum_steps` of them make an iteration."""
+        size = self._recipe.batch_size
+        rows = [self._row(number) for number in range(index * size, (index + 1) * size)]
+        return _stack(rows)
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """At most `val_batches`, always the same. The last may have fewer rows than the others."""
+        batches = validation_rows(
+            self._domain.tokens,
+            self._split.validation,
+            self._domain.seq_len,
+            self._recipe.batch_size,
+        )
+        return islice(batches, self._recipe.val_batches)
+
+    def worst_case_batch(self) -> Batch:
+        """A full batch of real rows with the longest segments there are."""
+        row = self._domain.row(self._domain.longest_document_row())
+        return _stack([row] * self._recipe.batch_size)
+
+    def _row(self, number: int) -> Batch:
+        is_replay, row = self._mixture.source_of(number)
+        if is_replay:
+            assert self._replay is not None
+            return self._replay.row(row)
+        return self._domain.row(row)
+
+
+def prepare_cpt(
+    recipe: Recipe,
+    workspace: Workspace,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    on_progress: Progress | None = None,
+) -> PreparedData:
+    """Tokenise (or take from the cache), split, pack and mix.
+
+    Raises DatasetNotFound, DataError, ConfigError, DiskFull.
+    """
+    dataset = find_dataset(workspace, recipe.dataset)
+    cache = workspace.cache / "tokens"
+    domain = token_store(dataset, tokenizer, cache, on_progress)
+    replay = None
+    if wanted_replay_rows(_num_rows(recipe), recipe.data_mixture_ratio):
+        source = _replay_folder(recipe, workspace)
+        if source == dataset:
+            raise ConfigError.one("replay_dataset", "must be another folder than dataset")
+        replay = token_store(source, tokenizer, cache, on_progress)
+    return _assemble(recipe, tokenizer, seq_len, domain, replay)
+
+
+def reopen_prepared(
+    summary: dict[str, Any],
+    recipe: Recipe,
+    workspace: Workspace,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    on_progress: Progress | None = None,
+) -> PreparedData:
+    """The same batches as those of the run that recorded `summary`.
+
+    They come from the cache, even if the dataset has changed or is gone. Without the cache they
+    are made again. Raises DataError if they would not be the same, and what `prepare_cpt` raises.
+    """
+    if tokenizer.fingerprint != summary["tokenizer_fingerprint"]:
+        raise DataError(
+            "The model's tokenizer changed since the run started",
+            suggestion="Restore the base model's files, or start a new run.",
+        )
+    cache = workspace.cache / "tokens"
+    keys = summary["cache_key"], summary["replay_cache_key"]
+    domain = open_store(cache, keys[0])
+    replay = open_store(cache, keys[1]) if keys[1] else None
+    if domain is None:
+        dataset = find_dataset(workspace, recipe.dataset)
+        domain = token_store(dataset, tokenizer, cache, on_progress)
+        _expect(domain, keys[0], "dataset")
+    if replay is None and keys[1]:
+        replay = token_store(_replay_folder(recipe, workspace), tokenizer, cache, on_progress)
+        _expect(replay, keys[1], "replay text")
+    return _assemble(recipe, tokenizer, seq_len, domain, replay)
+
+
+def _expect(store: TokenStore, key: str, name: str) -> None:
+    if store.key != key:
+        raise DataError(
+            f"The {name} changed since the run started, and its tokenised copy is gone",
+            suggestion=f"Restore the {name} as it was, or start a new run.",
+        )
+
+
+def _replay_folder(recipe: Recipe, workspace: Workspace) -> Path:
+    if recipe.replay_dataset is None:
+        return _SHIPPED_REPLAY
+    return find_dataset(workspace, recipe.replay_dataset)
+
+
+def _num_rows(recipe: Recipe) -> int:
+    return recipe.max_iterations * recipe.grad_accum_steps * recipe.batch_size
+
+
+def _assemble(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    domain: TokenStore,
+    replay: TokenStore | None,
+) -> PreparedData:
+    _require_text(domain, "dataset", recipe.dataset)
+    split = split_documents(domain, recipe.validation_split, recipe.seed)
+    warnings = [*_check_size(split, seq_len), *split.warnings, *_skip_warnings(domain)]
+    packed = PackedStream(domain.tokens, split.train, seq_len, recipe.seed)
+    mixture, packed_replay = Mixture(_num_rows(recipe), 0), None
+    if replay is not None:
+        _require_text(replay, "replay_dataset", recipe.replay_dataset or "the shipped text")
+        spans = all_documents(replay, excluded=split.held_out)
+        mixture, warning = plan_mixture(
+            mixture.num_rows, recipe.data_mixture_ratio, spans.num_tokens, seq_len
+        )
+        warnings += [warning] if warning else []
+        if mixture.num_replay_rows:
+            packed_replay = PackedStream(replay.tokens, spans, seq_len, recipe.seed)
+    summary = _summary(domain, split, packed, mixture, recipe) | {
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "replay_source": None if replay is None else recipe.replay_dataset or "shipped",
+        "replay_fingerprint": replay and replay.fingerprint,
+        "replay_cache_key": replay and replay.key,
+        "replay_tokens": packed_replay.epoch_tokens if packed_replay else 0,
+    }
+    return PreparedData(summary, warnings, recipe, mixture, packed, packed_replay, split)
+
+
+def _summary(
+    domain: TokenStore, split: Split, packed: PackedStream, mixture: Mixture, recipe: Recipe
+) -> dict[str, Any]:
+    domain_rows = mixture.num_rows - mixture.num_replay_rows
+    report = domain.report
+    return {
+        "fingerprint": domain.fingerprint,
+        "cache_key": domain.key,
+        "seq_len": packed.seq_len,
+        "files": report.files,
+        "documents": report.documents,
+        "text_bytes": report.text_bytes,
+        "train_documents": len(split.train),
+        "train_tokens": split.train.num_tokens,
+        "validation_documents": len(split.validation),
+        "validation_tokens": split.validation.num_tokens,
+        "epochs": round(domain_rows * packed.seq_len / packed.epoch_tokens, 3),
+        "requested_mixture_ratio": recipe.data_mixture_ratio,
+        "achieved_mixture_ratio": round(mixture.achieved_ratio, 6),
+        "rows": mixture.num_rows,
+        "replay_rows": mixture.num_replay_rows,
+        "num_skipped": len(report.skipped),
+        "skipped": [asdict(item) for item in report.skipped[:_SKIPPED_SHOWN]],
+    }
+
+
+def _require_text(store: TokenStore, field: str, name: str) -> None:
+    if store.report.documents:
+        return
+    skipped = [f"{item.source}: {item.reason}" for item in store.report.skipped[:20]]
+    raise DataError(
+        f"No text was found in the {field} {name!r}",
+        suggestion="Put documents of these types into it: " + " ".join(sorted(READERS)),
+        details={field: name, "skipped": skipped},
+    )
+
+
+def _check_size(split: Split, seq_len: int) -> list[str]:
+    tokens = split.train.num_tokens
+    if split.train.num_targets < 2:
+        raise DataError(
+            f"The dataset has {tokens} tokens to train on, which is too few",
+            suggestion="Add documents, or lower validation_split.",
+            details={"train_tokens": tokens},
+        )
+    if tokens >= seq_len:
+        return []
+    return [
+        f"The dataset has {tokens} tokens to train on, fewer than one sequence of {seq_len}: each "
+        "sequence repeats it. Add documents, or lower max_seq_length."
+    ]
+
+
+def _skip_warnings(store: TokenStore) -> list[str]:
+    skipped = store.report.skipped
+    if not skipped:
+        return []
+    first = f"{skipped[0].source} ({skipped[0].reason})"
+    more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+    return [f"Not all of the dataset could be read: {first}{more}."]
+
+
+def _stack(rows: list[Batch]) -> Batch:
+    """One batch of single-row batches."""
+    return Batch(
+        tokens=np.concatenate([row.tokens for row in rows]),
+        targets=np.concatenate([row.targets for row in rows]),
+        loss_mask=np.concatenate([row.loss_mask for row in rows]),
+        segment_ids=np.concatenate([row.segment_ids for row in rows]),
+    )

@@ -1,0 +1,196 @@
+"""A model's own tokenizer, read from `tokenizer.json` without any model library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from forgellm.errors import UnsupportedModel
+
+# The first of these that the model knows as a control token ends a document.
+_DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>")  # fmt: skip
+
+
+class Tokenizer:
+    """Text to ids and back, keeping plain text and control tokens apart.
+
+    Attributes:
+        bos_id: put in front of every sequence; None when the model's tokenizer does not add one.
+        document_end_id: follows each document in training.
+        stop_ids: ids that end a generated answer.
+        special_tokens: strings of all control tokens.
+        fingerprint: hex digest of what decides the ids of a document.
+    """
+
+    def __init__(self, serialized: str, settings: _Settings) -> None:
+        self._serialized = serialized
+        self._named_controls = settings.control_tokens
+        self._plain = self._build(plain=True)
+        self.special_tokens = frozenset(
+            token.content for token in self._plain.get_added_tokens_decoder().values() if token.special
+        )  # fmt: skip
+        self.vocab_size = int(self._plain.get_vocab_size(with_added_tokens=True))
+        self.chat_template = settings.chat_template
+        self.bos_token = settings.bos_token
+        self.eos_token = settings.eos_token
+        self.bos_id = self._find_bos(settings.add_bos_token)
+        eos_ids = settings.eos_ids | self._ids_of([self.eos_token or ""])
+        self.document_end_id = self._find_document_end(eos_ids)
+        self.stop_ids = eos_ids | self._ids_of(_TURN_ENDS) | {self.document_end_id}
+        decides = f"{self.bos_id} {self.document_end_id} {sorted(self.special_tokens)}"
+        self.fingerprint = hashlib.sha256((decides + serialized).encode()).hexdigest()
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Raises UnsupportedModel if `folder` has no usable tokenizer."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise UnsupportedModel(
+                "The model has no tokenizer.json",
+                suggestion="Use a model folder that holds tokenizer.json, or import its GGUF file: "
+                "forgellm models import FILE.gguf",
+                details={"searched": ["tokenizer.json"]},
+            )
+        settings = _Settings(folder)
+        try:
+            return cls(path.read_text(encoding="utf-8"), settings)
+        except UnsupportedModel:
+            raise
+        except Exception as error:  # the library raises bare Exception for a malformed file
+            raise _broken("tokenizer.json", error) from None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: nothing added, and "<|im_end|>" in it is only characters."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """As `encode`, for many texts, on all cores."""
+        encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of a rendered chat template: control-token strings become control tokens."""
+        ids: list[int] = self._template.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        return str(self._plain.decode(list(ids), skip_special_tokens=skip_special))
+
+    @cached_property
+    def _template(self) -> tokenizers.Tokenizer:
+        return self._build(plain=False)
+
+    def _build(self, *, plain: bool) -> tokenizers.Tokenizer:
+        # Two instances rather than one switched back and forth, which threads would trip over.
+        tokenizer = tokenizers.Tokenizer.from_str(self._serialized)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        known = [token for token in self._named_controls if token in vocabulary]
+        already = {
+            token.content
+            for token in tokenizer.get_added_tokens_decoder().values()
+            if token.special
+        }
+        tokenizer.add_special_tokens([token for token in known if token not in already])
+        tokenizer.encode_special_tokens = plain
+        return tokenizer
+
+    def _ids_of(self, tokens: Sequence[str]) -> frozenset[int]:
+        found = [self._plain.token_to_id(token) for token in tokens if token in self.special_tokens]
+        return frozenset(number for number in found if number is not None)
+
+    def _find_bos(self, add_bos_token: bool) -> int | None:
+        bare = self._plain.encode("a", add_special_tokens=False).ids
+        full = self._plain.encode("a", add_special_tokens=True).ids
+        named = self._ids_of([self.bos_token or ""])
+        if len(full) > len(bare) and full[0] != bare[0]:
+            return int(full[0])
+        return min(named) if named and add_bos_token else None
+
+    def _find_document_end(self, eos_ids: frozenset[int]) -> int:
+        for token in _DOCUMENT_ENDS:
+            if found := self._ids_of([token]):
+                return min(found)
+        if eos := self._ids_of([self.eos_token or ""]) or eos_ids:
+            return min(eos)
+        raise UnsupportedModel(
+            "The model's tokenizer names no end-of-text token",
+            suggestion='Add "eos_token" to the model\'s tokenizer_config.json.',
+        )
+
+
+class _Settings:
+    """What the JSON files beside `tokenizer.json` say."""
+
+    def __init__(self, folder: Path) -> None:
+        config = _read_json(folder / "tokenizer_config.json")
+        names = _read_json(folder / "special_tokens_map.json") | {
+            key: value for key, value in config.items() if value is not None
+        }
+        self.bos_token = _content(names.get("bos_token"))
+        self.eos_token = _content(names.get("eos_token"))
+        extra = names.get("additional_special_tokens")
+        named = [names.get("pad_token"), *(extra if isinstance(extra, list) else [])]
+        candidates = [self.bos_token, self.eos_token, *(_content(token) for token in named)]
+        self.control_tokens = sorted({token for token in candidates if token})
+        self.add_bos_token = config.get("add_bos_token") is True
+        self.chat_template = _chat_template(folder, config)
+        self.eos_ids = _eos_ids(_read_json(folder / "generation_config.json"))
+        if not self.eos_ids and not self.eos_token:
+            self.eos_ids = _eos_ids(_read_json(folder / "config.json"))
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise _broken(file.name, error) from None
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several named templates
+        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}  # fmt: skip
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _eos_ids(config: dict[str, Any]) -> frozenset[int]:
+    value = config.get("eos_token_id")
+    values = value if isinstance(value, list) else [value]
+    return frozenset(item for item in values if isinstance(item, int))
+
+
+def _content(token: Any) -> str | None:
+    """A token is written as a string or as an object with `content`."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) and token else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _broken(path.name, error) from None
+    if not isinstance(value, dict):
+        raise _broken(path.name, "not a JSON object")
+    return value
+
+
+def _broken(name: str, reason: object) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"The model's {name} cannot be read",
+        suggestion="Download the model again.",
+        details={"file": name, "reason": str(reason)[:300]},
+    )
