@@ -1,0 +1,126 @@
+"""From a model's name to its folder, checked."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from forgellm.catalog.facts import ModelFacts, read_facts
+from forgellm.catalog.safety import check_model_files, missing_files, weight_files
+from forgellm.errors import ModelNotFound, PathNotFound
+from forgellm.paths import Workspace, hub_cache
+
+ModelKind = Literal["base", "cpt", "ift", "published", "cached"]
+
+_KINDS: dict[str, ModelKind] = {"cpt": "cpt", "ift": "ift", "published": "published"}
+_LIST = "See the models on this machine with: forgellm models list"
+_ID_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_HUB_ID = re.compile(rf"{_ID_PART}(/{_ID_PART})?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model in Hugging Face layout whose files passed the safety checks."""
+
+    name: str
+    path: Path
+    kind: ModelKind
+    config: dict[str, Any] = field(repr=False)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        return weight_files(self.path)
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        return read_facts(self.path, self.config)
+
+
+def find_model(name: str, workspace: Workspace, *, allow_absolute: bool = False) -> ModelFolder:
+    """The model that `name` means: in the workspace first, then in the hub cache.
+
+    With `allow_absolute` (only for names typed by the user of this machine) also any folder.
+    Raises ModelNotFound with the places searched, or UnsupportedModel.
+    """
+    searched: list[str] = []
+    outside = Path(name).expanduser() if name[:1] in ("/", "~") else None
+    if outside is not None and allow_absolute:
+        if _is_complete(outside, name, searched):
+            return ModelFolder(name, outside, "base", check_model_files(outside))
+        raise ModelNotFound(name, searched, suggestion="Give the folder that holds config.json.")
+    for below in (workspace.base_models, workspace.models, workspace.root):
+        place = below.relative_to(workspace.root).as_posix() + "/"
+        folder = _folder_in_workspace(name, workspace, below)
+        if folder is not None and _is_complete(folder, place, searched):
+            return _open_in_workspace(folder, workspace)
+        if folder is None:
+            searched.append(place)
+    snapshot = find_snapshot(name) if is_hub_id(name) else None
+    if snapshot is not None and _is_complete(snapshot, hub_cache_shown(), searched):
+        return ModelFolder(name, snapshot, "cached", check_model_files(snapshot))
+    if snapshot is None:
+        started = is_hub_id(name) and cache_folder(name).is_dir()
+        searched.append(hub_cache_shown() + " (incomplete: not fully downloaded)" * started)
+    raise ModelNotFound(name, searched, suggestion="" if is_hub_id(name) else _LIST)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form of a hub id, and so is safe to use in a path."""
+    return bool(_HUB_ID.fullmatch(name)) and "--" not in name and ".." not in name
+
+
+def cache_folder(repo_id: str) -> Path:
+    """Where the hub cache keeps this repository."""
+    return hub_cache() / ("models--" + repo_id.replace("/", "--"))
+
+
+def hub_cache_shown() -> str:
+    """The hub cache's place in words that name no path of this machine."""
+    for variable, suffix in (("HF_HUB_CACHE", "/"), ("HF_HOME", "/hub/")):
+        if os.environ.get(variable):
+            return f"${variable}{suffix}"
+    return "~/.cache/huggingface/hub/"
+
+
+def find_snapshot(repo_id: str) -> Path | None:
+    """The snapshot that `refs/main` names, else (no such ref) the newest one."""
+    repo = cache_folder(repo_id)
+    try:
+        commit = (repo / "refs" / "main").read_text(encoding="ascii").strip()
+        if _COMMIT.fullmatch(commit) and (repo / "snapshots" / commit).is_dir():
+            return repo / "snapshots" / commit
+        return None
+    except (OSError, ValueError):
+        snapshots = [p for p in repo.glob("snapshots/*") if _COMMIT.fullmatch(p.name)]
+        return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _folder_in_workspace(name: str, workspace: Workspace, below: Path) -> Path | None:
+    try:
+        folder = workspace.resolve(name, below=below)
+    except PathNotFound:
+        return None
+    return folder if (folder / "config.json").is_file() else None
+
+
+def _open_in_workspace(folder: Path, workspace: Workspace) -> ModelFolder:
+    parts = Path(workspace.relative(folder)).parts
+    if parts[:1] == (workspace.models.name,):
+        parts = parts[1:]
+    kind = _KINDS.get(parts[0], "base") if parts else "base"
+    return ModelFolder("/".join(parts) or ".", folder, kind, check_model_files(folder))
+
+
+def _is_complete(folder: Path, place: str, searched: list[str]) -> bool:
+    if not folder.is_dir():
+        searched.append(place)
+        return False
+    if missing := missing_files(folder):
+        searched.append(f"{place} (incomplete: {', '.join(missing[:3])} missing)")
+        return False
+    return True

@@ -1,0 +1,150 @@
+"""`forgellm models`: import, list, pull and remove."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forgellm.paths import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    from forgellm.catalog import ListedModel
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Adds the command and its sub-commands."""
+    parser = subparsers.add_parser("models", help="import, list, pull and remove models")
+    parser.add_argument("--workspace", help="folder that holds models/ and dataset/")
+    commands = parser.add_subparsers(dest="models_command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("import", help="turn a GGUF file into models/base/NAME")
+    command.add_argument("file", type=Path, metavar="FILE.gguf")
+    command.add_argument("--name", help="name of the folder (default: from the file's name)")
+    command.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="how to store the weights; float32 is exact and takes twice the space",
+    )
+    command = commands.add_parser("list", help="models and trained runs on this machine")
+    command.add_argument("--json", action="store_true", help="machine-readable output")
+    command = commands.add_parser("pull", help="download a model from the Hugging Face hub")
+    command.add_argument("repo", metavar="REPO", help="its id, e.g. Qwen/Qwen3-0.6B")
+    command.add_argument("--revision", default="main", help="branch, tag or commit")
+    command = commands.add_parser("remove", help="delete a pulled or imported model")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("--yes", action="store_true", help="do not ask")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the sub-command; raises ForgeError."""
+    commands: dict[str, Callable[[argparse.Namespace, Workspace], int]] = {
+        "import": _import,
+        "list": _list,
+        "pull": _pull,
+        "remove": _remove,
+    }
+    return commands[args.models_command](args, find_workspace(args.workspace))
+
+
+def _import(args: argparse.Namespace, workspace: Workspace) -> int:
+    from forgellm.catalog.gguf_import import import_gguf
+
+    with _progress_bar("Importing") as on_progress:
+        folder = import_gguf(args.file, workspace, args.name, on_progress, dtype=args.dtype)
+    print(f"Imported as base/{folder.name} into {workspace.relative(folder)}/")
+    return 0
+
+
+def _list(args: argparse.Namespace, workspace: Workspace) -> int:
+    from forgellm.catalog import list_models
+
+    models = list_models(workspace)
+    if args.json:
+        import json
+
+        print(json.dumps([_as_json(model) for model in models], indent=2))
+    elif not models:
+        print("No models yet. Get one with: forgellm models pull HuggingFaceTB/SmolLM2-135M")
+    else:
+        _print_table(models)
+    return 0
+
+
+def _as_json(model: ListedModel) -> dict[str, Any]:
+    return {
+        "kind": model.kind,
+        "name": model.name,
+        "path": model.path,
+        "type": model.type,
+        "size_gb": model.size_gb,
+        "created_at": model.created_at,
+    }
+
+
+def _print_table(models: list[ListedModel]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("NAME", overflow="fold")
+    table.add_column("KIND")
+    table.add_column("TYPE")
+    table.add_column("SIZE", justify="right")
+    table.add_column("CREATED")
+    for model in models:
+        name = model.path or model.name
+        size = f"{model.size_gb:.2f} GB"
+        table.add_row(name, model.kind, model.type or "", size, model.created_at[:16])
+    Console(highlight=False, markup=False).print(table)
+
+
+def _pull(args: argparse.Namespace, workspace: Workspace) -> int:
+    from forgellm.catalog.hub import pull
+
+    with _progress_bar("Downloading") as on_progress:
+        pull(args.repo, args.revision, on_progress)
+    print(f"{args.repo} is ready.")
+    return 0
+
+
+def _remove(args: argparse.Namespace, workspace: Workspace) -> int:
+    from forgellm.catalog.hub import remove
+
+    if not args.yes:
+        try:
+            answer = input(f"Delete {args.name} from this machine? [y/N] ")
+        except EOFError:
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
+            print("Nothing was deleted.")
+            return 1
+    freed_bytes = remove(args.name, workspace)
+    print(f"Removed {args.name}: {freed_bytes / 1e9:.2f} GB freed.")
+    return 0
+
+
+@contextmanager
+def _progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, in bytes; nothing is drawn where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
