@@ -9,6 +9,8 @@ import functools
 import os
 import platform
 import shutil
+import subprocess
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -43,6 +45,50 @@ def cpu_dtype() -> tuple[str, str]:
     if "amx_bf16" in cpu_flags():
         return "bfloat16", "this processor multiplies bfloat16 in hardware (AMX)"
     return "float32", "this processor has no AMX, so float32 is as fast as bfloat16 or faster"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    total_bytes: int
+    free_bytes: int
+    compute_capability: float
+
+
+def gpu() -> Gpu | None:
+    """The first NVIDIA GPU, as its driver's own tool describes it; None without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = "--query-gpu=name,memory.total,memory.free,compute_cap"
+    try:
+        result = subprocess.run(
+            [tool, query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        name, total, free, capability = result.stdout.splitlines()[0].split(", ")
+        return Gpu(name, int(total) * 2**20, int(free) * 2**20, float(capability))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def default_dtype() -> tuple[str, str]:
+    """Compute type of this machine's fastest device, and why."""
+    found = gpu()
+    if found is None:
+        return cpu_dtype()
+    if found.compute_capability >= 8:
+        return "bfloat16", f"{found.name} computes fastest in bfloat16"
+    return "float32", f"{found.name} is too old for bfloat16"
+
+
+def training_memory_bytes() -> int:
+    """Free memory of the device that trains."""
+    found = gpu()
+    return found.free_bytes if found else memory_available_bytes()
 
 
 def memory_total_bytes() -> int:

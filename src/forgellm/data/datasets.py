@@ -7,6 +7,8 @@ from pathlib import Path
 from forgellm.errors import DatasetNotFound, PathNotFound
 from forgellm.paths import Workspace
 
+_SHIPPED_REPLAY = Path(__file__).parents[1] / "assets" / "general" / "replay"
+
 
 def list_datasets(workspace: Workspace) -> list[str]:
     """Names of the folders in `dataset/`, sorted."""
@@ -37,3 +39,11 @@ def find_dataset(workspace: Workspace, name: str) -> Path:
         else "Make a folder below dataset/ in the workspace and put your documents into it.",
         details={"dataset": name, "searched_paths": [f"dataset/{inside}"]},
     )
+
+
+def find_replay(workspace: Workspace, name: str | None) -> Path:
+    """The folder of general text: dataset `name`, or the text that ships with the package.
+
+    Raises DatasetNotFound.
+    """
+    return _SHIPPED_REPLAY if name is None else find_dataset(workspace, name)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from forgellm.data.batches import Batch
-from forgellm.data.datasets import find_dataset
+from forgellm.data.datasets import find_dataset, find_replay
 from forgellm.data.mixture import Mixture, plan_mixture, wanted_replay_rows
 from forgellm.data.packing import PackedStream, validation_rows
 from forgellm.data.readers import READERS
@@ -22,7 +21,6 @@ from forgellm.errors import ConfigError, DataError
 from forgellm.paths import Workspace
 from forgellm.schema.recipe import Recipe
 
-_SHIPPED_REPLAY = Path(__file__).parents[1] / "assets" / "general" / "replay"
 _SKIPPED_SHOWN = 100
 
 
@@ -88,7 +86,7 @@ def prepare_cpt(
     domain = token_store(dataset, tokenizer, cache, on_progress)
     replay = None
     if wanted_replay_rows(_num_rows(recipe), recipe.data_mixture_ratio):
-        source = _replay_folder(recipe, workspace)
+        source = find_replay(workspace, recipe.replay_dataset)
         if source == dataset:
             raise ConfigError.one("replay_dataset", "must be another folder than dataset")
         replay = token_store(source, tokenizer, cache, on_progress)
@@ -122,7 +120,9 @@ def reopen_prepared(
         domain = token_store(dataset, tokenizer, cache, on_progress)
         _expect(domain, keys[0], "dataset")
     if replay is None and keys[1]:
-        replay = token_store(_replay_folder(recipe, workspace), tokenizer, cache, on_progress)
+        replay = token_store(
+            find_replay(workspace, recipe.replay_dataset), tokenizer, cache, on_progress
+        )
         _expect(replay, keys[1], "replay text")
     return _assemble(recipe, tokenizer, seq_len, domain, replay)
 
@@ -133,12 +133,6 @@ def _expect(store: TokenStore, key: str, name: str) -> None:
             f"The {name} changed since the run started, and its tokenised copy is gone",
             suggestion=f"Restore the {name} as it was, or start a new run.",
         )
-
-
-def _replay_folder(recipe: Recipe, workspace: Workspace) -> Path:
-    if recipe.replay_dataset is None:
-        return _SHIPPED_REPLAY
-    return find_dataset(workspace, recipe.replay_dataset)
 
 
 def _num_rows(recipe: Recipe) -> int:

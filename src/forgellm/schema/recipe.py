@@ -6,6 +6,7 @@ keys of a `run.yaml`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -166,8 +167,14 @@ def parse_recipe(values: dict[str, Any]) -> Recipe:
 
 def problems_of(error: ValidationError) -> list[dict[str, str]]:
     """Pydantic's findings as `{"field", "message"}`, without echoing what was sent."""
-    problems = []
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
+    return name_problems(
+        error.errors(include_url=False, include_input=False, include_context=False)
+    )
+
+
+def name_problems(findings: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    problems: list[dict[str, str]] = []
+    for item in findings:
         field = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
         message = item["msg"].removeprefix("Value error, ")
         if not field and ": " in message:

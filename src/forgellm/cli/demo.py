@@ -1,0 +1,141 @@
+"""`forgellm demo`: teach the shipped model the shipped handbook, and measure what changed."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from forgellm.paths import find_workspace
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from forgellm.demo.measure import Measurement
+    from forgellm.demo.steps import Demo
+    from forgellm.runs.store import Run
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser(
+        "demo",
+        help="teach the shipped model the shipped handbook, and measure",
+        description="Trains SmolLM2-135M on a fictional guild's handbook and prints what it "
+        "learned and what it forgot. Run again, it continues; finished, it shows the result.",
+    )
+    parser.add_argument("--workspace", help="folder for models/ and dataset/ (default: here)")
+    parser.add_argument("--fresh", action="store_true", help="start over with a new run")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises ForgeError."""
+    from forgellm.cli.foreground import make_console
+    from forgellm.demo import steps
+    from forgellm.demo.model import demo_model
+    from forgellm.publishing.dashboard_png import write_dashboard
+
+    workspace = find_workspace(args.workspace)
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    console = make_console()
+
+    def progress(text: str) -> None:
+        console.print(f"  {text}")
+
+    console.print(f"ForgeLLM demo in {workspace.root}")
+    demo = steps.Demo.open(workspace, fresh=args.fresh)
+    model = demo_model(workspace, progress)
+    steps.copy_handbook(workspace)
+    demo.measure_before(model, progress)
+    finished = _train(demo, console)
+    if finished.state().phase != "completed":
+        console.print("The demo was stopped; run it again and it continues.")
+        return 130
+    demo.measure_after(model, finished, progress)
+    picture = write_dashboard(finished)
+    _print_result(demo, finished, workspace.relative(picture))
+    return 0
+
+
+def _train(demo: Demo, console: Console) -> Run:
+    """The demo's run: finished already, continued, or new."""
+    from forgellm import supervisor
+    from forgellm.cli.foreground import train_here
+    from forgellm.demo.steps import recipe
+    from forgellm.runs import checkpoints
+
+    run = demo.run()
+    if run is not None and run.state().phase == "completed":
+        return run
+    resume = run is not None and bool(checkpoints.list_checkpoints(run.folder))
+    if run is not None and resume:
+        lock = supervisor.claim_resume(demo.workspace, run)
+    else:
+        settings = recipe()
+        assert settings.max_seq_length is not None
+        run, lock = supervisor.claim_new_run(
+            demo.workspace, settings, max_seq_length=settings.max_seq_length
+        )
+        demo.run_name, demo.after = run.name, None
+        demo.save()
+    train_here(run, lock, resume=resume, console=console)
+    return run
+
+
+def _print_result(demo: Demo, run: Run, picture: str) -> None:
+    from rich.console import Console
+
+    from forgellm.cli.summary import chat_command, command
+    from forgellm.runs import checkpoints, summary
+    from forgellm.runs.metrics import effective, read_lines
+
+    assert demo.before is not None and demo.after is not None
+    lines = effective(read_lines(run.folder)[0])
+    best = checkpoints.best_checkpoint(run.folder)
+    assert best is not None
+    minutes = run.state().training_seconds / 60
+    out = Console(highlight=False, soft_wrap=True)
+    out.print()
+    out.print(_table(demo.before, demo.after))
+    out.print(
+        f"{lines[-1].trained_tokens:,} tokens in {minutes:.1f} min with "
+        f"{summary.average_tokens_per_second(lines):,.0f} tok/s, "
+        f"peak memory {summary.peak_memory_gb(lines):.2f} GB"
+    )
+    out.print(f"Run:             {run.output_dir}")
+    out.print(f"Best checkpoint: {demo.workspace.relative(best.weights)}")
+    out.print(f"Picture:         {picture}")
+    out.print(f"Chat with it:    {chat_command(run)}")
+    out.print(f"Open the page:   {command(demo.workspace, 'start')}  ->  http://localhost:5002")
+
+
+def _table(before: Measurement, after: Measurement) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=None)
+    table.add_column("")
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right")
+    for name, old, new in (
+        ("Loss on held-out handbook documents", before.handbook_loss, after.handbook_loss),
+        ("Loss on held-out general text", before.general_loss, after.general_loss),
+    ):
+        table.add_row(name, f"{old:.3f}", f"{new:.3f}", f"{100 * (new / old - 1):+.1f} %")
+    gain = 100 * (after.probe_accuracy - before.probe_accuracy)
+    table.add_row(
+        f"Handbook questions answered right ({before.num_probes}, chance 25 %)",
+        _share(before),
+        _share(after),
+        f"{gain:+.1f} points",
+    )
+    table.add_row(
+        "Probability given to the right answer",
+        f"{100 * before.probe_confidence:.1f} %",
+        f"{100 * after.probe_confidence:.1f} %",
+        f"{100 * (after.probe_confidence - before.probe_confidence):+.1f} points",
+    )
+    return table
+
+
+def _share(found: Measurement) -> str:
+    return f"{100 * found.probe_accuracy:.1f} ± {100 * found.probe_error:.1f} %"

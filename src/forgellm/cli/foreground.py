@@ -1,0 +1,129 @@
+"""A run that trains in the terminal's own process: progress, Ctrl-C, and what to do next."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+from forgellm.runs.lock import RunLock
+from forgellm.runs.store import Run
+from forgellm.schema.run import MetricsLine, RunState
+from forgellm.training.session import Session
+from forgellm.training.trainer_log import logging_to
+
+_PLAIN_SECONDS = 10.0
+
+
+def train_here(run: Run, lock: RunLock, *, resume: bool, console: Console) -> RunState:
+    """Train with a progress bar (or plain lines where there is no terminal).
+
+    Ctrl-C and SIGTERM stop the run gracefully, a second one at once. Raises ForgeError.
+    """
+    session = Session(absolute_models=True)
+    max_iterations = run.record().recipe.max_iterations
+    with lock, logging_to(run.log_file), _graceful_stop(session, console):
+        view = _Bar(console, max_iterations) if console.is_terminal else _Lines(console)
+        with view:
+            session.observer, session.progress = view.report, view.stage
+            return session.train(run, resume=resume)
+
+
+@contextmanager
+def _graceful_stop(session: Session, console: Console) -> Iterator[None]:
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if session.stop:
+            raise KeyboardInterrupt
+        session.stop = True
+        console.print("Stopping after this step; the checkpoint is being kept. Again: at once.")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Lines:
+    """A line every few seconds, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = 0.0
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def stage(self, text: str) -> None:
+        self._console.print(f"  {text}")
+
+    def report(self, line: MetricsLine, state: RunState) -> None:
+        if line.validation_loss is None and time.monotonic() - self._last < _PLAIN_SECONDS:
+            return
+        self._last = time.monotonic()
+        self._console.print(f"  iteration {line.iteration}: {_figures(line, state)}")
+
+
+class _Bar:
+    """One line that moves."""
+
+    def __init__(self, console: Console, max_iterations: int) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+        )
+        self._task = self._progress.add_task("preparing", total=max_iterations, figures="")
+        self._validation: float | None = None
+
+    def __enter__(self) -> _Bar:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.__exit__(None, None, None)
+
+    def stage(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+
+    def report(self, line: MetricsLine, state: RunState) -> None:
+        self._validation = line.validation_loss or self._validation
+        shown = line.model_copy(update={"validation_loss": self._validation})
+        self._progress.update(self._task, completed=line.iteration, figures=_figures(shown, state))
+
+
+def _figures(line: MetricsLine, state: RunState) -> str:
+    parts = [f"loss {line.training_loss:.3f}" if line.training_loss is not None else "loss -"]
+    if line.validation_loss is not None:
+        parts.append(f"validation {line.validation_loss:.3f}")
+    if line.tokens_per_second:
+        parts.append(f"{line.tokens_per_second:.0f} tok/s")
+    if state.eta_minutes is not None:
+        parts.append(f"ETA {_duration(state.eta_minutes * 60)}")
+    if state.overfitting:
+        parts.append(f"overfitting since {state.overfitting_iteration}")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def make_console() -> Console:
+    """For progress and messages; standard output stays free for results."""
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True)

@@ -1,0 +1,118 @@
+"""`forgellm train`: a run in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import time
+import types
+from pathlib import Path
+from typing import Any, get_args
+
+from forgellm.errors import InvalidRequest, TrainingAlreadyRunning
+from forgellm.paths import Workspace, find_workspace
+from forgellm.schema.recipe import Recipe, parse_recipe
+
+_WAIT_SECONDS = 2.0
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="train a model on the documents of a dataset",
+        description="Train in this terminal. Ctrl-C stops gracefully and keeps a checkpoint.",
+    )
+    parser.add_argument("--workspace", help="folder that holds models/ and dataset/")
+    parser.add_argument(
+        "--config", type=Path, metavar="run.yaml", help="a recipe; flags override it"
+    )
+    parser.add_argument("--resume", metavar="RUN", help="continue a run: its name, id or folder")
+    fields = parser.add_argument_group("recipe")
+    for name, field in Recipe.model_fields.items():
+        flags = ["--" + name.replace("_", "-")]
+        if name == "model_name":
+            flags.insert(0, "--model")
+        text = (field.description or "").replace("%", "%%")
+        if field.annotation is bool:
+            fields.add_argument(
+                *flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text
+            )
+        else:
+            fields.add_argument(*flags, dest=name, metavar=_metavar(field.annotation), help=text)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises ForgeError."""
+    from forgellm import supervisor
+    from forgellm.cli.foreground import make_console, train_here
+    from forgellm.cli.summary import print_summary
+    from forgellm.runs.store import find_run
+
+    workspace = find_workspace(args.workspace)
+    console = make_console()
+    given = {n: v for n in Recipe.model_fields if (v := getattr(args, n)) is not None}
+    if args.resume:
+        if given or args.config:
+            raise InvalidRequest("--resume continues a run as it was; it takes no other options")
+        found = find_run(workspace, args.resume)
+        lock = supervisor.claim_resume(workspace, found)
+    else:
+        found, lock = _new_run(workspace, recipe_from(args.config, given))
+    console.print(f"Run {found.output_dir}")
+    state = train_here(found, lock, resume=bool(args.resume), console=console)
+    print_summary(found, state, console)
+    return 0
+
+
+def recipe_from(config: Path | None, given: dict[str, Any]) -> Recipe:
+    """A recipe of a YAML file and flags, the flags first. Raises ConfigError, InvalidRequest."""
+    if isinstance(given.get("lora_target"), str) and "," in given["lora_target"]:
+        given["lora_target"] = given["lora_target"].split(",")
+    return parse_recipe({**(_read_yaml(config) if config else {}), **given})
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{file} is not YAML: {error}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InvalidRequest(f"{file} must hold `field: value` lines")
+    return values
+
+
+def _new_run(workspace: Workspace, recipe: Recipe) -> Any:
+    """The run and its lock; with `queue`, as soon as no other run is active."""
+    from forgellm import supervisor
+    from forgellm.catalog import find_model
+    from forgellm.data.datasets import find_dataset
+    from forgellm.training.estimate import resolve_seq_length
+    from forgellm.training.session import check_recipe
+
+    check_recipe(recipe)
+    model = find_model(recipe.model_name, workspace, allow_absolute=True)
+    find_dataset(workspace, recipe.dataset)
+    seq_len = resolve_seq_length(recipe, model.facts.context_length)
+    while True:
+        try:
+            return supervisor.claim_new_run(workspace, recipe, max_seq_length=seq_len)
+        except TrainingAlreadyRunning:
+            if not recipe.queue:
+                raise
+            time.sleep(_WAIT_SECONDS)
+
+
+def _metavar(annotation: Any) -> str:
+    """What a flag's help shows for its value."""
+    options = [a for a in get_args(annotation) if a is not types.NoneType]
+    choices = [o for o in options if isinstance(o, str)]
+    for option in options:
+        choices += [c for c in get_args(option) if isinstance(c, str)]
+    if choices:
+        return "|".join(choices)
+    kind = annotation if isinstance(annotation, type) else options[0] if options else str
+    return {int: "N", float: "X"}.get(kind, "TEXT")
