@@ -67,3 +67,12 @@ class MetricsLine(BaseModel):
     trained_tokens: int = 0
     non_finite: bool = False
     timestamp: str
+
+
+class ResumeRequest(BaseModel):
+    """Which run to continue: by its id, or by its folder."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    training_id: str | None = Field(None, min_length=1, max_length=400)
+    output_dir: str | None = Field(None, min_length=1, max_length=1000)

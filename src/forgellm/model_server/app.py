@@ -1,0 +1,25 @@
+"""The model server as an ASGI application."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from forgellm import __version__, envelope
+from forgellm.guard import Guard, GuardSettings
+from forgellm.model_server.routes import make_router
+from forgellm.model_server.slot import Slot
+
+
+def create_app(slot: Slot, settings: GuardSettings) -> ASGIApp:
+    """`slot` holds the model; the caller may load one into it before or while the server runs."""
+    app = FastAPI(
+        title="ForgeLLM model server",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        default_response_class=envelope.ForgeJSONResponse,
+    )
+    envelope.install(app)
+    app.include_router(make_router(slot))
+    return Guard(app, settings)

@@ -1,0 +1,40 @@
+"""A real server on a free port of this machine, for tests that need streams and hang-ups."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx2
+import uvicorn
+from starlette.types import ASGIApp
+
+PATIENCE_SECONDS = 30.0
+
+
+@contextmanager
+def served(app: ASGIApp) -> Iterator[httpx2.Client]:
+    config = uvicorn.Config(
+        app, port=0, log_config=None, proxy_headers=False, timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def eventually(is_so: Callable[[], object]) -> None:
+    """Wait until it is so; what never comes fails."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
