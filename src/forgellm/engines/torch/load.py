@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,10 @@ def choose_placement(dtype: str) -> Placement:
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """Load safetensors weights from a local folder; no code of the model's own is run.
 
-    Raises UnsupportedModel when transformers does not know the architecture or the files are bad.
+    Raises UnsupportedModel when transformers does not know the architecture, the files are bad, or
+    the weights are quantised.
     """
+    _refuse_quantised(folder)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -74,6 +77,20 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
             suggestion="Use a text model whose architecture transformers knows.",
         ) from error
     return model.to(device)
+
+
+def _refuse_quantised(folder: Path) -> None:
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel("The model's config.json cannot be read") from error
+    if isinstance(config, dict) and (
+        config.get("quantization") or config.get("quantization_config")
+    ):
+        raise UnsupportedModel(
+            "The model's weights are quantised, which the torch engine does not compute with",
+            suggestion="Use the model's bfloat16 or float16 release.",
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,56 @@
+"""A workspace with a tiny model, its tokenizer and a few documents: all real, all small."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from forgellm.paths import Workspace
+from forgellm.schema.recipe import Recipe, parse_recipe
+from tiny_model import build_tiny_model
+from tiny_tokenizer import build_tiny_tokenizer
+
+_WORDS = "the tide lamp keeper walks north over wet stones and counts eleven green boats".split()
+
+
+def build_tiny_workspace(root: Path, *, num_documents: int = 24, **model_changes: Any) -> Workspace:
+    """`models/base/tiny` and `dataset/notes`."""
+    workspace = Workspace(root.resolve())
+    model = workspace.base_models / "tiny"
+    model.mkdir(parents=True)
+    build_tiny_tokenizer(model)
+    size = len(json.loads((model / "tokenizer.json").read_text())["model"]["vocab"])
+    build_tiny_model(model, vocab_size=max(400, size), **model_changes)
+    write_documents(workspace, "notes", num_documents)
+    return workspace
+
+
+def write_documents(workspace: Workspace, name: str, num_documents: int) -> Path:
+    folder = workspace.datasets / name
+    folder.mkdir(parents=True)
+    rng = random.Random(7)
+    for index in range(num_documents):
+        text = " ".join(rng.choice(_WORDS) for _ in range(60))
+        (folder / f"{index:03d}.txt").write_text(f"Note {index}.\n\n{text}.\n")
+    return folder
+
+
+def tiny_recipe(**fields: Any) -> Recipe:
+    """A run of seconds in float32."""
+    return parse_recipe(
+        {
+            "model_name": "tiny",
+            "dataset": "notes",
+            "dtype": "float32",
+            "max_iterations": 12,
+            "batch_size": 2,
+            "max_seq_length": 64,
+            "learning_rate": 1e-2,
+            "lora_rank": 4,
+            "save_every": 4,
+            "warmup_steps": 2,
+            **fields,
+        }
+    )
