@@ -24,7 +24,7 @@ from forgellm.runs.metrics import METRICS_NAME, MetricsWriter
 from forgellm.runs.store import Run, create_run
 from forgellm.schema.recipe import parse_recipe
 from forgellm.schema.run import RunState
-from forgellm.web.api.training import check_start
+from forgellm.training.plan import plan_run
 from forgellm.web.app import create_app
 from forgellm.web.run_status import RunStatus
 from serving import eventually, served
@@ -206,15 +206,16 @@ def test_sequence_length_is_capped_by_the_model(
     requested: int | None, length: int, num_warnings: int, workspace: Workspace
 ) -> None:
     recipe = parse_recipe(RECIPE | {"max_seq_length": requested, "data_mixture_ratio": 1.0})
-    found, warnings = check_start(workspace, recipe)
-    assert (found, len(warnings)) == (length, num_warnings)
+    plan = plan_run(recipe, workspace)
+    assert (plan.max_seq_length, len(plan.warnings)) == (length, num_warnings)
 
 
 def test_too_little_replay_text_is_a_warning_that_names_the_field(workspace: Workspace) -> None:
     recipe = parse_recipe(RECIPE | {"data_mixture_ratio": 0.5, "max_iterations": 100_000})
-    (warning,) = check_start(workspace, recipe)[1]
+    (warning,) = plan_run(recipe, workspace).warnings
     assert "replay_dataset" in warning
-    assert check_start(workspace, recipe.model_copy(update={"data_mixture_ratio": 1.0}))[1] == []
+    no_replay = recipe.model_copy(update={"data_mixture_ratio": 1.0})
+    assert plan_run(no_replay, workspace).warnings == []
 
 
 def test_stop_without_training_is_a_conflict(web: TestClient) -> None:

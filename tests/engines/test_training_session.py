@@ -29,7 +29,7 @@ from forgellm.errors import (
 from forgellm.paths import Workspace
 from forgellm.runs import checkpoints
 from forgellm.runs.metrics import effective, read_lines
-from forgellm.runs.store import Run, find_run
+from forgellm.runs.store import Run, latest_run
 from forgellm.schema.run import MetricsLine, RunState
 from forgellm.training.session import Session
 from tiny_workspace import build_tiny_workspace, tiny_recipe
@@ -160,7 +160,8 @@ def test_a_diverging_run_stops_says_so_and_keeps_the_good_checkpoint(
     monkeypatch.setattr(loop, "learning_rate", lambda i, r: 1e30 if i > 5 else real(i, r))
     with pytest.raises(NonFiniteLoss):
         train(workspace, max_grad_norm=0)
-    run = find_run(workspace, next((workspace.models / "cpt").iterdir()).name)
+    run = latest_run(workspace)
+    assert run is not None
     state = run.state()
     assert state.phase == "failed"
     assert state.error is not None and state.error["error_code"] == "NON_FINITE_LOSS"
@@ -247,9 +248,8 @@ def test_what_cannot_work_fails_before_training(
 ) -> None:
     with pytest.raises(error):
         train(workspace, **fields)
-    run = find_run(
-        workspace, next((workspace.models / fields.get("training_type", "cpt")).iterdir()).name
-    )
+    run = latest_run(workspace)
+    assert run is not None
     assert run.state().phase == "failed"
     assert not (run.folder / "metrics.jsonl").exists()
 

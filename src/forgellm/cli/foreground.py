@@ -26,7 +26,7 @@ def train_here(run: Run, lock: RunLock, *, resume: bool, console: Console) -> Ru
 
     Ctrl-C and SIGTERM stop the run gracefully, a second one at once. Raises ForgeError.
     """
-    session = Session(absolute_models=True)
+    session = Session()
     max_iterations = run.record().recipe.max_iterations
     with lock, logging_to(run.log_file), _graceful_stop(session, console):
         view = _Bar(console, max_iterations) if console.is_terminal else _Lines(console)

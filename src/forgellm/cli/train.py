@@ -88,18 +88,12 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _new_run(workspace: Workspace, recipe: Recipe) -> Any:
     """The run and its lock; with `queue`, as soon as no other run is active."""
     from forgellm import supervisor
-    from forgellm.catalog import find_model
-    from forgellm.data.datasets import find_dataset
-    from forgellm.training.estimate import resolve_seq_length
-    from forgellm.training.session import check_recipe
+    from forgellm.training.plan import plan_run
 
-    check_recipe(recipe)
-    model = find_model(recipe.model_name, workspace, allow_absolute=True)
-    find_dataset(workspace, recipe.dataset)
-    seq_len = resolve_seq_length(recipe, model.facts.context_length)
+    plan = plan_run(recipe, workspace, allow_absolute=True)
     while True:
         try:
-            return supervisor.claim_new_run(workspace, recipe, max_seq_length=seq_len)
+            return supervisor.claim_new_run(workspace, recipe, max_seq_length=plan.max_seq_length)
         except TrainingAlreadyRunning:
             if not recipe.queue:
                 raise

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from forgellm import hardware
-from forgellm.engines.base import GenerateEngine, TrainEngine
 from forgellm.errors import EngineUnavailable
 from forgellm.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from forgellm.engines.base import GenerateEngine, TrainEngine
 
 _MODULES = {"torch": "forgellm.engines.torch"}
 
@@ -31,7 +33,7 @@ def load_train_engine(recipe: Recipe, model_path: Path) -> TrainEngine:
     `recipe` must be resolved. Raises UnsupportedModel, ConfigError, EngineUnavailable.
     """
     module = _engine_module(recipe.engine, "train")
-    return cast(TrainEngine, module.TorchTrainEngine(recipe, model_path))
+    return cast("TrainEngine", module.TorchTrainEngine(recipe, model_path))
 
 
 def load_generate_engine(
@@ -42,7 +44,7 @@ def load_generate_engine(
     Raises UnsupportedModel, CheckpointNotFound, EngineUnavailable.
     """
     module = _engine_module(engine, "generate")
-    return cast(GenerateEngine, module.TorchGenerateEngine(model_path, adapter, dtype=dtype))
+    return cast("GenerateEngine", module.TorchGenerateEngine(model_path, adapter, dtype=dtype))
 
 
 def _engine_module(requested: str, part: str) -> Any:

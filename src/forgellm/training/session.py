@@ -7,22 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from forgellm import __version__, hardware
-from forgellm.catalog import ModelFolder, find_model
+from forgellm import __version__
 from forgellm.data.prepare import PreparedData, prepare_cpt, reopen_prepared
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import TrainEngine
 from forgellm.engines.registry import load_train_engine
-from forgellm.errors import CheckpointNotFound, ConfigError, ForgeError, OutOfMemory, TrainingFailed
+from forgellm.errors import CheckpointNotFound, ForgeError, OutOfMemory, TrainingFailed
 from forgellm.paths import iso_utc
 from forgellm.runs import checkpoints
 from forgellm.runs.atomic import write_json
 from forgellm.runs.store import Run
-from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import RunRecord, RunState
-from forgellm.training.estimate import MemoryEstimate, require_fit, resolve_seq_length
 from forgellm.training.loop import Observer, TrainingLoop
-from forgellm.training.preflight import rehearse, require_disk
+from forgellm.training.plan import Plan, plan_compute
+from forgellm.training.preflight import rehearse
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +37,11 @@ class Session:
         observer: called after each report.
         progress: called with a sentence at each stage before the first update.
         stop: set it to end the run gracefully; a stop request in the run's folder does the same.
-        absolute_models: the model name may be any folder, as the user of the machine typed it.
     """
 
     observer: Observer = field(default=lambda line, state: None)
     progress: Callable[[str], None] = field(default=lambda text: None)
     stop: bool = False
-    absolute_models: bool = False
 
     def train(self, run: Run, *, resume: bool = False) -> RunState:
         """Train `run`, whose lock this process holds. The final state is written in every case.
@@ -78,18 +74,17 @@ class Session:
         record = run.record()
         recipe = record.recipe.resolved()
         should_stop = self._stop_check(run)
-        model = find_model(recipe.model_name, run.workspace, allow_absolute=self.absolute_models)
-        seq_len = resolve_seq_length(recipe, model.facts.context_length)
         checkpoint = self._checkpoint_to_resume(run) if resume else None
-        estimate = _check_room(run, model, recipe, seq_len)
+        # Whoever made the run has checked the name; a resume may come from another place.
+        plan = plan_compute(recipe, run.workspace, allow_absolute=True)
         self.progress("reading and tokenising the documents")
-        data = self._prepare(run, record, recipe, model, seq_len, should_stop)
+        data = self._prepare(run, record, plan, should_stop)
         self.progress("loading the model")
-        engine = load_train_engine(recipe, model.path)
+        engine = load_train_engine(recipe, plan.model.path)
         self.progress("rehearsing one step")
-        measured = rehearse(engine, data, model.facts, recipe, estimate)
+        measured = rehearse(engine, data, plan)
         if checkpoint is None:
-            run.write_record(_completed(record, recipe, model, engine, data, measured))
+            run.write_record(_completed(record, plan, engine, data, measured))
             if (config := engine.adapter_config()) is not None:
                 write_json(run.folder / "adapter_config.json", config)
         for warning in data.warnings:
@@ -114,16 +109,15 @@ class Session:
         self,
         run: Run,
         record: RunRecord,
-        recipe: Recipe,
-        model: ModelFolder,
-        seq_len: int,
+        plan: Plan,
         should_stop: Callable[[], bool],
     ) -> PreparedData:
         def on_progress(*_: Any) -> None:
             if should_stop():
                 raise _Stopped
 
-        tokenizer = Tokenizer.load(model.path)
+        tokenizer = Tokenizer.load(plan.model.path)
+        recipe, seq_len = plan.recipe, plan.max_seq_length
         if record.data:
             return reopen_prepared(
                 record.data, recipe, run.workspace, tokenizer, seq_len, on_progress
@@ -131,38 +125,18 @@ class Session:
         return prepare_cpt(recipe, run.workspace, tokenizer, seq_len, on_progress)
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """What this version does not do yet. Raises ConfigError."""
-    if recipe.training_type == "ift":
-        raise ConfigError.one(
-            "training_type",
-            "instruction fine-tuning (ift) is not part of this version",
-            suggestion='Use "cpt".',
-        )
-
-
-def _check_room(run: Run, model: ModelFolder, recipe: Recipe, seq_len: int) -> MemoryEstimate:
-    """Raises ConfigError, DiskTooSmall, DoesNotFit."""
-    check_recipe(recipe)
-    require_disk(run.folder, model.facts, recipe)
-    dtype = hardware.default_dtype()[0] if recipe.dtype == "auto" else recipe.dtype
-    available = hardware.training_memory_bytes()
-    return require_fit(model.facts, recipe, seq_len, dtype, available)
-
-
 def _completed(
     record: RunRecord,
-    recipe: Recipe,
-    model: ModelFolder,
+    plan: Plan,
     engine: TrainEngine,
     data: PreparedData,
     measured: dict[str, float],
 ) -> RunRecord:
     """`run.json` as it stays: everything that decided the run."""
-    info = engine.info
+    info, model = engine.info, plan.model
     return record.model_copy(
         update={
-            "recipe": recipe.model_copy(update={"max_seq_length": data.summary["seq_len"]}),
+            "recipe": plan.recipe.model_copy(update={"max_seq_length": plan.max_seq_length}),
             "engine": info.engine,
             "device": info.device,
             "dtype": info.dtype,
@@ -178,7 +152,7 @@ def _completed(
             "data": data.summary,
             "memory": measured,
             "versions": {"forgellm": __version__, **info.versions},
-            "warnings": data.warnings,
+            "warnings": [*plan.warnings, *data.warnings],
         }
     )
 

@@ -1,0 +1,102 @@
+"""What can be known about a run before it starts, without loading anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from forgellm import hardware
+from forgellm.catalog import ModelFacts, ModelFolder, find_model
+from forgellm.data.datasets import find_dataset, find_replay
+from forgellm.data.documents import dataset_overview
+from forgellm.data.mixture import plan_mixture
+from forgellm.engines.registry import engine_name
+from forgellm.errors import ConfigError, DiskTooSmall
+from forgellm.hardware import GB
+from forgellm.paths import Workspace
+from forgellm.schema.recipe import Recipe
+from forgellm.training.estimate import (
+    MemoryEstimate,
+    checkpoint_bytes,
+    require_fit,
+    resolve_seq_length,
+)
+
+_BYTES_PER_TOKEN = 4.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe that looks possible. `recipe` is resolved; `warnings` are sentences for the user."""
+
+    recipe: Recipe
+    model: ModelFolder
+    max_seq_length: int
+    estimate: MemoryEstimate
+    warnings: list[str]
+
+
+def plan_run(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool = False) -> Plan:
+    """Find what the recipe names and check that it fits this machine.
+
+    With `allow_absolute` the model may be any folder, as the user of the machine typed it.
+    Raises DatasetNotFound, and what `plan_compute` raises.
+    """
+    plan = plan_compute(recipe, workspace, allow_absolute=allow_absolute)
+    find_dataset(workspace, recipe.dataset)
+    warnings = [*plan.warnings, *_replay_warnings(recipe, workspace, plan.max_seq_length)]
+    return replace(plan, warnings=warnings)
+
+
+def plan_compute(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool) -> Plan:
+    """The part of a plan that needs no data.
+
+    Raises ConfigError, EngineUnavailable, ModelNotFound, UnsupportedModel, DoesNotFit,
+    DiskTooSmall.
+    """
+    if recipe.training_type == "ift":
+        raise ConfigError.one(
+            "training_type", "instruction fine-tuning arrives in a later version; use cpt"
+        )
+    engine_name(recipe.engine)
+    recipe = recipe.resolved()
+    model = find_model(recipe.model_name, workspace, allow_absolute=allow_absolute)
+    seq_len = resolve_seq_length(recipe, model.facts.context_length)
+    _require_disk(workspace.models, model.facts, recipe)
+    estimate = _require_memory(recipe, model, seq_len)
+    return Plan(recipe, model, seq_len, estimate, _length_warnings(recipe, seq_len))
+
+
+def _require_disk(folder: Path, facts: ModelFacts, recipe: Recipe) -> None:
+    """Room for all checkpoints that are kept and one more while it is written, or DiskTooSmall."""
+    saves = -(-recipe.max_iterations // recipe.save_every)
+    kept = min(recipe.max_checkpoints, saves) + 1
+    needed = kept * checkpoint_bytes(facts, recipe)
+    free = hardware.disk_free_bytes(folder)
+    if needed > free:
+        raise DiskTooSmall(
+            f"{kept} checkpoints take {needed / GB:.2f} GB and {free / GB:.2f} GB are free",
+            details={"needed_gb": round(needed / GB, 3), "free_gb": round(free / GB, 3)},
+        )
+
+
+def _require_memory(recipe: Recipe, model: ModelFolder, seq_len: int) -> MemoryEstimate:
+    dtype = hardware.default_dtype()[0] if recipe.dtype == "auto" else recipe.dtype
+    available = hardware.training_memory_bytes()
+    return require_fit(model.facts, recipe, seq_len, dtype, available)
+
+
+def _length_warnings(recipe: Recipe, seq_len: int) -> list[str]:
+    wanted = recipe.max_seq_length
+    if wanted is None or wanted == seq_len:
+        return []
+    return [f"max_seq_length is {seq_len}, the most this model reads, not {wanted}."]
+
+
+def _replay_warnings(recipe: Recipe, workspace: Workspace, seq_len: int) -> list[str]:
+    """Whether the replay text is too little; the run itself measures it once it has the tokens."""
+    replay = dataset_overview(find_replay(workspace, recipe.replay_dataset))
+    num_rows = recipe.max_iterations * recipe.grad_accum_steps * recipe.batch_size
+    num_tokens = round(replay.total_size_bytes / _BYTES_PER_TOKEN)
+    warning = plan_mixture(num_rows, recipe.data_mixture_ratio, num_tokens, seq_len)[1]
+    return [f"Estimated from file sizes: {warning}"] if warning else []
