@@ -1,0 +1,171 @@
+"""`forgellm cli generate`: one answer, or a chat, in this terminal."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from forgellm.errors import ConfigError, InvalidRequest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from forgellm.generation.conversation import Conversation
+    from forgellm.generation.loading import Source
+    from forgellm.paths import Workspace
+
+    _Values = TypeVar("_Values", bound=BaseModel)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser(
+        "generate",
+        help="answer a prompt, or chat",
+        description="Answer a prompt. Without --prompt, chat; /help there lists the commands.",
+    )
+    add = parser.add_argument
+    add("--model", help="a model's name or folder (default: what the run was trained from)")
+    add(
+        "--adapter-path",
+        metavar="PATH",
+        help="a run's folder (its best checkpoint) or one checkpoint in it",
+    )
+    add("--workspace", help="folder that holds models/ and dataset/")
+    add("--prompt", metavar="TEXT", help="answer this and leave; - reads it from standard input")
+    add("--system", metavar="TEXT", help="the system prompt")
+    add("--base", action="store_true", help="plain text, also where there is a chat template")
+    add("--json", action="store_true", help="with --prompt: the answer as one JSON object")
+    add("--engine", choices=("auto", "torch", "mlx"), default="auto")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    _add_sampling_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("sampling").add_argument
+    shown = " (default: %(default)s)"
+    add("--max-tokens", type=int, default=200, metavar="N", help="length of an answer" + shown)
+    add("--temperature", type=float, default=0.7, metavar="X", help="0 is greedy" + shown)
+    add("--top-p", type=float, default=0.9, metavar="X", help="nucleus sampling" + shown)
+    add(
+        "--repetition-penalty",
+        type=float,
+        default=1.1,
+        metavar="X",
+        help="above 1 avoids words that were said; 1 is none" + shown,
+    )
+    add("--seed", type=int, metavar="N", help="the same answers each time")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises ForgeError."""
+    if args.json and args.prompt is None:
+        raise InvalidRequest(
+            "--json needs --prompt", suggestion="Use --prompt - to read from a pipe."
+        )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows a ?
+    prompt = None if args.prompt is None else _given_text("--prompt", args.prompt)
+    conversation = _open_conversation(args)
+    if prompt is None:
+        from forgellm.cli.repl import run_repl
+
+        return run_repl(conversation)
+    return _answer_once(conversation, prompt, as_json=args.json)
+
+
+def _answer_once(conversation: Conversation, prompt: str, *, as_json: bool) -> int:
+    from forgellm.cli.terminal_text import print_answer
+    from forgellm.generation.session import Done
+
+    items = conversation.ask(prompt)
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        done = next(item for item in items if isinstance(item, Done))
+        print(json.dumps({"success": True, **asdict(done)}))
+        return 0
+    done = print_answer(items)
+    cut = ", cut at --max-tokens" if done.finish_reason == "length" else ""
+    figures = f"{done.tokens_generated} tokens, {done.tokens_per_second:.1f} tok/s"
+    print(figures + cut, file=sys.stderr)
+    return 0
+
+
+def _open_conversation(args: argparse.Namespace) -> Conversation:
+    from forgellm.generation.conversation import Conversation
+    from forgellm.generation.loading import open_source
+    from forgellm.paths import find_workspace
+    from forgellm.schema.generation import Sampling
+
+    sampling = _checked(
+        Sampling,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+    )
+    system = None if args.system is None else _given_text("--system", args.system)
+    name, source = _find(args, find_workspace(args.workspace))
+    adapter = f" with {source.adapter.name}" if source.adapter else ""
+    print(f"Loading {name}{adapter} ... ", end="", file=sys.stderr, flush=True)
+    try:
+        engine, tokenizer = open_source(source)
+    except BaseException:
+        print(file=sys.stderr)
+        raise
+    info = engine.info
+    print(f"{info.engine} on {info.device}, {info.dtype}: {info.dtype_reason}", file=sys.stderr)
+    return Conversation(engine, tokenizer, sampling, True if args.base else None, system)
+
+
+def _find(args: argparse.Namespace, workspace: Workspace) -> tuple[str, Source]:
+    """The model's name, and its files."""
+    from forgellm.generation.loading import base_model_of, find_source, find_weights
+    from forgellm.schema.generation import LoadRequest
+
+    name = args.model
+    if name is None and args.adapter_path is not None:
+        weights = find_weights(args.adapter_path, workspace, allow_absolute=True)
+        name = base_model_of(weights, workspace)
+    if name is None:
+        raise InvalidRequest(
+            "--model is missing",
+            suggestion="Give --model, or the folder of a run as --adapter-path.",
+        )
+    request = _checked(
+        LoadRequest,
+        model_name=name,
+        adapter_path=args.adapter_path,
+        engine=args.engine,
+        dtype=args.dtype,
+    )
+    return name, find_source(request, workspace, allow_absolute=True)
+
+
+def _given_text(flag: str, text: str) -> str:
+    """The text of a flag. Raises InvalidRequest if it is not UTF-8."""
+    try:
+        if flag == "--prompt" and text == "-":
+            return sys.stdin.buffer.read().decode().removesuffix("\n")
+        return os.fsencode(text).decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"The text of {flag} is not UTF-8") from None
+
+
+def _checked(kind: type[_Values], **values: Any) -> _Values:
+    """Raises ConfigError naming every bad value."""
+    from pydantic import ValidationError
+
+    from forgellm.schema.recipe import problems_of
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise ConfigError(problems_of(error)) from None

@@ -1,0 +1,105 @@
+"""From the names a user gives to a model that answers: first the files, then the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from forgellm.catalog import ModelFolder, find_model
+from forgellm.data.tokenizer import Tokenizer
+from forgellm.engines.base import GenerateEngine
+from forgellm.errors import CheckpointNotFound, ModelNotFound, PathNotFound
+from forgellm.paths import Workspace
+from forgellm.runs.checkpoints import best_checkpoint
+from forgellm.runs.store import open_run
+from forgellm.schema.generation import LoadRequest
+
+_ADAPTERS = "adapters.safetensors"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files that a load request means; requests for the same files mean the same model.
+
+    Attributes:
+        model: the base model's folder, which has the tokenizer.
+        adapter: the adapters' file on top of it, or a full checkpoint's folder in its place.
+    """
+
+    model: Path
+    adapter: Path | None
+    engine: str
+    dtype: str
+
+
+def find_source(
+    request: LoadRequest, workspace: Workspace, *, allow_absolute: bool = False
+) -> Source:
+    """The files to open, found but not read.
+
+    With `allow_absolute` (only for paths typed by the user of this machine) also outside the
+    workspace, relative to the current directory. Raises ModelNotFound or CheckpointNotFound.
+    """
+    model = _find_model(request.model_name, workspace, allow_absolute).path
+    adapter = None
+    if request.adapter_path:
+        adapter = find_weights(request.adapter_path, workspace, allow_absolute=allow_absolute)
+    return Source(model, adapter, request.engine, request.dtype)
+
+
+def find_weights(adapter_path: str, workspace: Workspace, *, allow_absolute: bool = False) -> Path:
+    """An adapters' file or the folder of a full checkpoint; a run stands for its best checkpoint.
+
+    Raises CheckpointNotFound.
+    """
+    path = _find_path(adapter_path, workspace, allow_absolute)
+    if path is not None and (path / "run.json").is_file():
+        if best := best_checkpoint(path):
+            return best.weights
+        raise CheckpointNotFound(
+            "This run has no checkpoint yet", details={"adapter_path": adapter_path}
+        )
+    if path is not None and path.is_file() and path.name.endswith(_ADAPTERS):
+        return path
+    if path is not None and path.is_dir() and path.name.endswith("_model"):
+        return path
+    raise CheckpointNotFound(
+        "Adapter not found",
+        details={"adapter_path": adapter_path},
+        suggestion="Give a run's folder (its best checkpoint is loaded) or one checkpoint in it,"
+        f" such as models/cpt/NAME/0000300_{_ADAPTERS}.",
+    )
+
+
+def base_model_of(weights: Path, workspace: Workspace) -> str | None:
+    """The name of the model that a run's checkpoint was trained from; None outside a run."""
+    if not (weights.parent / "run.json").is_file():
+        return None
+    return open_run(workspace, weights.parent).record().recipe.model_name
+
+
+def open_source(source: Source) -> tuple[GenerateEngine, Tokenizer]:
+    """Read weights and tokenizer. Raises UnsupportedModel, CheckpointNotFound, EngineUnavailable."""
+    from forgellm.engines.registry import load_generate_engine
+
+    engine = load_generate_engine(
+        source.model, source.adapter, engine=source.engine, dtype=source.dtype
+    )
+    return engine, Tokenizer.load(source.model)
+
+
+def _find_model(name: str, workspace: Workspace, allow_absolute: bool) -> ModelFolder:
+    try:
+        return find_model(name, workspace, allow_absolute=allow_absolute)
+    except ModelNotFound:
+        if not allow_absolute or not Path(name).is_dir():
+            raise
+        return find_model(str(Path(name).resolve()), workspace, allow_absolute=True)
+
+
+def _find_path(user_path: str, workspace: Workspace, allow_absolute: bool) -> Path | None:
+    try:
+        return workspace.resolve(user_path)
+    except PathNotFound:
+        path = Path(user_path).expanduser()
+        return path.resolve() if allow_absolute and path.exists() else None
