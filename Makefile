@@ -1,0 +1,34 @@
+PYTHON ?= python3
+BIN := .venv/bin
+WORKSPACE ?= workspace
+
+.PHONY: setup demo test test-full lint docs clean
+
+setup: .venv/.ready  ## make .venv with everything for development
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ForgeLLM needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup  ## teach the shipped model the shipped handbook
+	$(BIN)/forgellm demo --workspace $(WORKSPACE) $(ARGS)
+
+test: setup lint  ## the default suite
+	$(BIN)/pytest -q -n 2
+
+test-full: setup lint  ## with the slow tests: real model, minutes of CPU
+	$(BIN)/pytest -q -m 'not gpu and not browser'
+
+lint: setup  ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: setup  ## fill the generated parts of docs/
+	$(BIN)/python scripts/write_docs.py
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
