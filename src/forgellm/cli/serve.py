@@ -35,13 +35,20 @@ _STEADY_SECONDS = 60.0
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     start = subparsers.add_parser("start", help="Start the model server and the web server.")
-    start.add_argument("--server-port", type=_port, default=SERVER_PORT)
-    start.add_argument("--web-port", type=_port, default=WEB_PORT)
+    start.add_argument(
+        "--server-port",
+        type=_port,
+        default=SERVER_PORT,
+        help="model server's port (default %(default)s)",
+    )
+    start.add_argument(
+        "--web-port", type=_port, default=WEB_PORT, help="web server's port (default %(default)s)"
+    )
     _add_network_flags(start)
     start.set_defaults(run=run_start)
 
     web = subparsers.add_parser("web", help="Start the web server alone.")
-    web.add_argument("--port", type=_port, default=WEB_PORT)
+    web.add_argument("--port", type=_port, default=WEB_PORT, help="default %(default)s")
     web.add_argument(
         "--model-server-url",
         default=f"http://127.0.0.1:{SERVER_PORT}",
@@ -51,7 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     web.set_defaults(run=run_web)
 
     server = subparsers.add_parser("server", help="Start the model server alone.")
-    server.add_argument("--port", type=_port, default=SERVER_PORT)
+    server.add_argument("--port", type=_port, default=SERVER_PORT, help="default %(default)s")
     server.add_argument("--model", help="load this model at once")
     server.add_argument("--adapter", help="with the adapter of this run or checkpoint")
     server.add_argument("--parent", type=int, help=argparse.SUPPRESS)

@@ -1,0 +1,1 @@
+"""Prompts, answers and conversations over a `GenerateEngine`."""

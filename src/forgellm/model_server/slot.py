@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from threading import Lock, RLock, Thread
 from typing import Any
 
-from forgellm.errors import ForgeError, ModelNotLoaded, Unavailable
+from forgellm.errors import CheckpointNotFound, ForgeError, ModelNotLoaded, Unavailable
 from forgellm.generation.loading import Source, find_source
 from forgellm.model_server.loading import LoadedModel, Opener, detached, open_model
 from forgellm.paths import Workspace
@@ -25,6 +25,7 @@ class _Load:
     """One request and what became of it. `finished` is resolved when there is a model or an error."""
 
     request: LoadRequest
+    allow_absolute: bool = False
     source: Source | None = None
     model: LoadedModel | None = None
     error: ForgeError | None = None
@@ -50,9 +51,9 @@ class Slot:
 
         Raises at once what is clear without reading weights, such as ModelNotFound.
         """
-        load = _Load(request)
+        load = _Load(request, allow_absolute)
         try:
-            load.source = find_source(request, self._workspace, allow_absolute=allow_absolute)
+            load.source = self._find(load)
         except ForgeError as error:
             load.error = error
             load.finished.set_result(None)
@@ -128,10 +129,20 @@ class Slot:
                 self._open(load)
         load.finished.set_result(None)
 
-    def _open(self, load: _Load) -> None:
+    def _find(self, load: _Load) -> Source:
+        return find_source(load.request, self._workspace, allow_absolute=load.allow_absolute)
+
+    def _read(self, load: _Load) -> LoadedModel:
         assert load.source is not None
         try:
-            model = self._open_model(load.source)
+            return self._open_model(load.source)
+        except CheckpointNotFound:  # pruned since by its run, which has a better one now
+            load.source = self._find(load)
+            return self._open_model(load.source)
+
+    def _open(self, load: _Load) -> None:
+        try:
+            model = self._read(load)
         except ForgeError as error:
             load.error = detached(error)
         except Exception:

@@ -1,0 +1,1 @@
+"""What leaves a run: its picture, and later models."""

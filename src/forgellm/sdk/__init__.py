@@ -1,0 +1,1 @@
+"""The Python client, which knows only schema and errors."""

@@ -14,8 +14,8 @@ DEFAULT_SEQ_LENGTH = 3072
 # Calibrated on what `rehearse` measured, see benchmarks/README.md.
 _PROCESS_BYTES = 0.45 * GB
 _LOSS_BYTES = 0.15 * GB
-_HIDDEN_COPIES = 12
-_HEAD_COPIES = 4
+_HIDDEN_COPIES = 7
+_HEAD_COPIES = 3
 _MLP_COPIES = 4
 _MARGIN = 1.05
 

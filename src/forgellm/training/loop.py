@@ -17,7 +17,7 @@ from forgellm.runs.metrics import MetricsWriter, effective, read_lines
 from forgellm.runs.store import Run
 from forgellm.runs.summary import eta_minutes
 from forgellm.schema.recipe import Recipe
-from forgellm.schema.run import MetricsLine, Phase, RunState
+from forgellm.schema.run import ACTIVE_PHASES, MetricsLine, Phase, RunState
 from forgellm.training.overfitting import OverfittingMonitor
 from forgellm.training.schedule import learning_rate
 
@@ -203,6 +203,10 @@ class TrainingLoop:
     def _seconds(self) -> float:
         return round(self._seconds_before + time.monotonic() - self._started, 3)
 
+    def _eta(self) -> float | None:
+        left = self._recipe.max_iterations - self._state.iteration
+        return eta_minutes(left, list(self._iteration_seconds))
+
     def _enter(self, phase: Phase, *, quietly: bool = False) -> None:
         """Show where the run is; `quietly` at most once a second."""
         now = time.monotonic()
@@ -210,8 +214,7 @@ class TrainingLoop:
         changed = state.phase != phase
         state.phase = phase
         state.training_seconds = self._seconds()
-        left = self._recipe.max_iterations - state.iteration
-        state.eta_minutes = 0.0 if left == 0 else eta_minutes(left, list(self._iteration_seconds))
+        state.eta_minutes = self._eta() if phase in ACTIVE_PHASES else None
         state.overfitting = self._monitor.flagged
         state.overfitting_iteration = self._monitor.iteration
         if changed or not quietly or now - self._state_written >= _HEARTBEAT_SECONDS:

@@ -1,0 +1,1 @@
+"""The web server: REST now, Socket.IO and the page later."""

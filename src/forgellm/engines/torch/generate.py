@@ -28,7 +28,9 @@ class TorchGenerateEngine:
     def __init__(self, model_path: Path, adapter: Path | None, *, dtype: str = "auto") -> None:
         self._place = load.choose_placement(dtype)
         if adapter is not None and not adapter.exists():
-            raise CheckpointNotFound("The adapter or checkpoint does not exist.")
+            raise CheckpointNotFound(
+                "The checkpoint is gone", suggestion="Load the run again: it takes its best one."
+            )
         full_checkpoint = adapter is not None and adapter.is_dir()
         source = adapter if adapter is not None and full_checkpoint else model_path
         self.model = load.load_model(source, self._place.dtype, self._place.device)

@@ -43,8 +43,7 @@ def choose_placement(dtype: str) -> Placement:
     """The fastest device that is here; `dtype` is auto, float32 or bfloat16."""
     if torch.cuda.is_available():
         device = torch.device("cuda")
-        best = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-        reason = f"{torch.cuda.get_device_name()} computes fastest in {best}"
+        best, reason = hardware.default_dtype()
     elif hardware.is_apple_silicon() and torch.backends.mps.is_available():
         device, best, reason = torch.device("mps"), "float32", "Metal through PyTorch"
     else:

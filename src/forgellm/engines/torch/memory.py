@@ -1,14 +1,30 @@
-"""Peak memory, as the device counts it."""
+"""Peak memory, as the device counts it, and an allocator that keeps what it has."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import resource
 import sys
 from pathlib import Path
 
 import torch
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Let the C allocator reuse freed memory instead of giving it back to the kernel.
+
+    Each step would otherwise fault the same pages in again: a seventh of a step on two cores.
+    Does nothing where the C library is not glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -29,6 +29,7 @@ class TorchTrainEngine:
     """See `engines.base.TrainEngine`."""
 
     def __init__(self, recipe: Recipe, model_path: Path) -> None:
+        memory.keep_freed_memory()
         self._recipe = recipe
         self._place = load.choose_placement(recipe.dtype)
         torch.manual_seed(recipe.seed)

@@ -32,7 +32,9 @@ def make_router(workspace: Workspace, run_status: RunStatus) -> APIRouter:
         recipe = parse_recipe(body)
         plan = plan_run(recipe, workspace)
         run = start_training(workspace, recipe, max_seq_length=plan.max_seq_length)
-        return {**_started(run, "Training started successfully"), "warnings": plan.warnings}
+        waits = run.written_state().phase == "queued"
+        message = "Training queued" if waits else "Training started successfully"
+        return {**_started(run, message), "warnings": plan.warnings}
 
     @router.get("/status")
     def status() -> dict[str, Any]:

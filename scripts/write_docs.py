@@ -1,0 +1,225 @@
+"""Fills the generated parts of docs/*.md from the code.
+
+    python scripts/write_docs.py            write them
+    python scripts/write_docs.py --check    exit 1 if any of them is stale
+
+A generated part stands between `<!-- begin generated: NAME -->` and `<!-- end generated -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from forgellm import errors
+from forgellm.cli import main as cli
+from forgellm.schema.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "src" / "forgellm"
+HELP_WIDTH = 100
+
+_PART = re.compile(
+    r"(<!-- begin generated: (?P<name>[a-z -]+) -->\n).*?(<!-- end generated -->)", re.DOTALL
+)
+_BOUNDS = {
+    "minimum": "from",
+    "exclusiveMinimum": "above",
+    "maximum": "up to",
+    "exclusiveMaximum": "below",
+}
+# Folders whose `__init__.py` says nothing.
+_FOLDERS = {
+    "assets": "The demo's handbook, probe questions and recipe; general text to replay and to measure",
+    "cli": "The commands, one module each, dependencies imported inside",
+    "generation": "From a conversation to an answer, whatever engine computes it",
+    "model_server": "The process that holds a model and answers, port 5001",
+    "publishing": "What is made of a finished run",
+    "runs": "The run store: a run is a folder",
+    "sdk": "Empty in this version; it will know only `schema` and `errors`",
+    "training": "A run from its recipe to its final state",
+    "web": "The web server, port 5002",
+    "web/api": "Its REST routes, one module per area",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
+    args = parser.parse_args()
+    stale = stale_files()
+    if args.check:
+        for file in stale:
+            print(f"{file.relative_to(ROOT)} is stale: run python scripts/write_docs.py")
+        return 1 if stale else 0
+    for file in stale:
+        file.write_text(filled(file.read_text("utf-8")), "utf-8")
+        print(f"wrote {file.relative_to(ROOT)}")
+    return 0
+
+
+def stale_files() -> list[Path]:
+    files = sorted(DOCS.glob("*.md"))
+    return [file for file in files if filled(text := file.read_text("utf-8")) != text]
+
+
+def filled(text: str) -> str:
+    """`text` with each generated part as the code has it now."""
+    return _PART.sub(lambda match: match[1] + _PARTS[match["name"]]() + match[3], text)
+
+
+# --- recipe fields ----------------------------------------------------------------------------
+
+
+def recipe_fields() -> str:
+    rows = [
+        (f"`{name}`", _kind(schema), _default(name), schema.get("description", ""))
+        for name, schema in Recipe.model_json_schema()["properties"].items()
+    ]
+    return _table(("Field", "Type and range", "Default", "Meaning"), rows)
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """A JSON schema in words, without the `null` that stands for "decided at the start"."""
+    options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    return " or ".join(_one_kind(option) for option in options)
+
+
+def _one_kind(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema["type"] == "array":
+        return "a list of names"
+    if schema["type"] in ("string", "boolean"):
+        return {"string": "text", "boolean": "`true`, `false`"}[schema["type"]]
+    form, number = (",", "whole number") if schema["type"] == "integer" else ("g", "number")
+    bounds = [f"{words} {schema[key]:{form}}" for key, words in _BOUNDS.items() if key in schema]
+    return " ".join([number, *bounds])
+
+
+def _default(name: str) -> str:
+    field = Recipe.model_fields[name]
+    if field.is_required():
+        return "required"
+    if field.default is None:
+        return "see meaning"
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+
+
+# --- error codes ------------------------------------------------------------------------------
+
+
+def error_codes() -> str:
+    rows = [
+        (
+            f"`{kind.code}`",
+            str(kind.status),
+            str(kind.exit_code),
+            f"`{kind.__name__}`",
+            kind.default_suggestion,
+        )
+        for kind in error_classes()
+    ]
+    return _table(("Code", "HTTP status", "Exit code", "Class", "Usual suggestion"), rows)
+
+
+def error_classes(base: type[errors.ForgeError] = errors.ForgeError) -> Iterator[Any]:
+    """The tree of `errors.py`, each class before its children, in the order of the file."""
+    yield base
+    for kind in base.__subclasses__():
+        if kind.__module__ == errors.__name__:
+            yield from error_classes(kind)
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+def command_help() -> str:
+    sections = []
+    for parser in command_parsers():
+        parser.formatter_class = functools.partial(argparse.HelpFormatter, width=HELP_WIDTH)
+        sections.append(f"## {parser.prog}\n\n```text\n{parser.format_help()}```\n")
+    return "\n" + "\n".join(sections) + "\n"
+
+
+def command_parsers() -> Iterator[argparse.ArgumentParser]:
+    """`forgellm` itself, then each command and its sub-commands."""
+    whole = cli._parser([])
+    yield whole
+    for name in _subparsers(whole):
+        yield from _with_children(_subparsers(cli._parser([name]))[name])
+
+
+def _with_children(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for child in _subparsers(parser).values():
+        yield from _with_children(child)
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+# --- tree of the package ----------------------------------------------------------------------
+
+
+def package_tree() -> str:
+    lines = ["src/forgellm/", *_tree(PACKAGE, 1)]
+    return "```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def _tree(folder: Path, depth: int) -> Iterator[str]:
+    indent = "  " * depth
+    for file in sorted(folder.glob("*.py")):
+        if file.name != "__init__.py":
+            yield _line(indent + file.name, _summary(file))
+    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+        name = child.relative_to(PACKAGE).as_posix()
+        is_package = (child / "__init__.py").is_file()
+        if is_package or name in _FOLDERS:
+            about = _summary(child / "__init__.py") if is_package else ""
+            yield _line(f"{indent}{child.name}/", about or _FOLDERS[name])
+        if is_package:
+            yield from _tree(child, depth + 1)
+
+
+def _line(name: str, about: str) -> str:
+    return f"{name:<30}{about}".rstrip()
+
+
+def _summary(file: Path) -> str:
+    """The first paragraph of a module's docstring, as one line without its full stop."""
+    text = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split()).rstrip(".:")
+
+
+# --- Markdown ---------------------------------------------------------------------------------
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in lines
+    )
+
+
+_PARTS: dict[str, Callable[[], str]] = {
+    "recipe fields": recipe_fields,
+    "error codes": error_codes,
+    "command help": command_help,
+    "package tree": package_tree,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
