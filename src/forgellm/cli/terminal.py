@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from forgellm.cli import generate
+from forgellm.cli.generate import add_parser as add_generate
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser("cli", help="generate text, or chat, in this terminal")
-    generate.add_parser(parser.add_subparsers(dest="cli_command", required=True, metavar="COMMAND"))
+    add_generate(parser.add_subparsers(dest="cli_command", required=True, metavar="COMMAND"))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 

@@ -1,0 +1,184 @@
+"""`forgellm train` and `forgellm demo` as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from forgellm.cli.main import main
+from forgellm.demo import steps
+from forgellm.paths import Workspace
+from forgellm.runs import checkpoints
+from forgellm.runs.store import latest_run
+from tiny_workspace import build_tiny_workspace, write_documents
+
+FLAGS = (
+    "--model tiny --dataset notes --dtype float32 --max-iterations 12 --batch-size 2"
+    " --max-seq-length 64 --learning-rate 1e-2 --lora-rank 4 --save-every 4"
+).split()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return build_tiny_workspace(tmp_path / "w")
+
+
+def forgellm(
+    workspace: Workspace, *arguments: str, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "forgellm", *arguments],
+        cwd=workspace.root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+def test_train_ends_with_the_best_checkpoint_and_a_command_that_works(
+    workspace: Workspace,
+) -> None:
+    done = forgellm(workspace, "train", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    assert "Completed at iteration 12" in done.stderr
+    assert re.search(r"iteration 12: loss \d+\.\d+, validation \d+\.\d+, \d+ tok/s", done.stderr)
+    command = re.search(r"^Chat: forgellm (.*)$", done.stderr, re.MULTILINE)
+    assert command is not None
+    chat = forgellm(workspace, *command[1].split(), "--prompt", "the tide", "--max-tokens", "5")
+    assert chat.returncode == 0, chat.stderr
+
+
+def test_a_recipe_file_with_flags_over_it(workspace: Workspace) -> None:
+    recipe = {"model_name": "tiny", "dataset": "notes", "max_iterations": 500, "dtype": "float32"}
+    (workspace.root / "run.yaml").write_text(yaml.safe_dump(recipe | {"learning_rate": "1e-2"}))
+    done = forgellm(
+        workspace, "train", "--config", "run.yaml", "--max-iterations", "2",
+        "--max-seq-length", "32", "--lora-target", "q_proj,v_proj", "--grad-checkpoint",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = latest_run(workspace)
+    assert run is not None
+    used = run.record().recipe
+    assert (used.max_iterations, used.max_seq_length, used.learning_rate) == (2, 32, 1e-2)
+    assert used.lora_target == ["q_proj", "v_proj"]
+    assert used.grad_checkpoint is True
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_resume_finishes_the_run(workspace: Workspace) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "forgellm", "train", *FLAGS, "--max-iterations", "4000",
+         "--save-every", "2000"],
+        cwd=workspace.root,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    run = None
+    while run is None or run.state().iteration < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        run = latest_run(workspace)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "Stopping" in errors
+    stopped = run.state()
+    assert stopped.phase == "stopped"
+    assert checkpoints.find_checkpoint(run.folder, stopped.iteration)
+    assert f"forgellm train --resume {run.name}" in errors
+
+    record = run.record()
+    shorter = record.recipe.model_copy(update={"max_iterations": stopped.iteration + 3})
+    run.write_record(record.model_copy(update={"recipe": shorter}))
+    done = forgellm(workspace, "train", "--resume", run.name)
+    assert done.returncode == 0, done.stderr
+    assert run.state().phase == "completed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (["--model", "absent", "--dataset", "notes"], 1, "MODEL_NOT_FOUND"),
+        (["--model", "tiny", "--dataset", "absent"], 1, "DATASET_NOT_FOUND"),
+        (["--model", "tiny", "--dataset", "notes", "--batch-size", "none"], 2, "batch_size"),
+        (["--dataset", "notes"], 2, "model_name"),
+        (["--config", "absent.yaml"], 2, "absent.yaml"),
+        (["--resume", "absent"], 1, "RUN_NOT_FOUND"),
+        (["--model", "tiny", "--dataset", "notes", "--engine", "mlx"], 1, "ENGINE_UNAVAILABLE"),
+        (["--resume", "x", "--seed", "3"], 2, "--resume"),
+    ],
+)
+def test_failures_are_one_line_and_an_exit_code(
+    workspace: Workspace,
+    arguments: list[str],
+    exit_code: int,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", *arguments, "--workspace", str(workspace.root)]) == exit_code
+    errors = capsys.readouterr().err
+    assert words in errors.splitlines()[0]
+    assert "Traceback" not in errors
+
+
+def test_the_demo_measures_before_and_after_and_is_quick_the_second_time(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole demo, with a tiny model in the place of SmolLM2."""
+    small = workspace.root / "recipe.yaml"
+    recipe = yaml.safe_load(steps._RECIPE.read_text())
+    recipe |= {"max_iterations": 4, "eval_every": 2, "save_every": 2, "dtype": "float32"}
+    small.write_text(yaml.safe_dump(recipe | {"max_seq_length": 128, "lora_rank": 4}))
+    monkeypatch.setattr(steps, "_RECIPE", small)
+    (workspace.base_models / "tiny").rename(workspace.base_models / "SmolLM2-135M-Instruct")
+    command = ["demo", "--workspace", str(workspace.root)]
+
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    for words in ("held-out handbook", "general text", "right", "tok/s", "peak memory", "Chat"):
+        assert words in shown
+    run = latest_run(workspace)
+    assert run is not None
+    assert (run.folder / "training_dashboard.png").read_bytes().startswith(b"\x89PNG")
+    saved = steps.Demo.open(workspace, fresh=False)
+    assert saved.before is not None and saved.after is not None
+    assert saved.after.handbook_loss < saved.before.handbook_loss
+    best = checkpoints.best_checkpoint(run.folder)
+    assert best is not None and best.validation_loss == pytest.approx(
+        saved.after.handbook_loss, rel=1e-4
+    )
+
+    assert main(command) == 0
+    assert capsys.readouterr().out == shown
+    assert main([*command, "--fresh"]) == 0
+    newer = latest_run(workspace)
+    assert newer is not None and newer.name != run.name
+
+
+def test_queue_waits_for_the_run_before_it(workspace: Workspace) -> None:
+    write_documents(workspace, "more", 4)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "forgellm", "train", *FLAGS, "--max-iterations", "30"],
+        cwd=workspace.root,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while (run := latest_run(workspace)) is None or not run.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    refused = forgellm(workspace, "train", *FLAGS)
+    assert refused.returncode == 1
+    assert "TRAINING_ALREADY_RUNNING" in refused.stderr
+    queued = forgellm(workspace, "train", *FLAGS, "--queue")
+    assert queued.returncode == 0, queued.stderr
+    assert first.wait(60) == 0
