@@ -117,22 +117,22 @@ def _table(before: Measurement, after: Measurement) -> Any:
     for name in ("before", "after", "change"):
         table.add_column(name, justify="right")
     for name, old, new in (
-        ("Loss on held-out handbook documents", before.handbook_loss, after.handbook_loss),
-        ("Loss on held-out general text", before.general_loss, after.general_loss),
+        ("Loss, held-out handbook", before.handbook_loss, after.handbook_loss),
+        ("Loss, held-out general text", before.general_loss, after.general_loss),
     ):
         table.add_row(name, f"{old:.3f}", f"{new:.3f}", f"{100 * (new / old - 1):+.1f} %")
     gain = 100 * (after.probe_accuracy - before.probe_accuracy)
     table.add_row(
-        f"Handbook questions answered right ({before.num_probes}, chance 25 %)",
+        f"{before.num_probes} questions, right (chance 25 %)",
         _share(before),
         _share(after),
-        f"{gain:+.1f} points",
+        f"{gain:+.1f}",
     )
     table.add_row(
-        "Probability given to the right answer",
+        "Probability of the right answer",
         f"{100 * before.probe_confidence:.1f} %",
         f"{100 * after.probe_confidence:.1f} %",
-        f"{100 * (after.probe_confidence - before.probe_confidence):+.1f} points",
+        f"{100 * (after.probe_confidence - before.probe_confidence):+.1f}",
     )
     return table
 
