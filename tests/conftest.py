@@ -1,8 +1,13 @@
-"""Tiny models gain nothing from threads, and two test workers would fight over the cores."""
+"""What every test process starts with."""
 
 from __future__ import annotations
 
 import os
+import signal
 
+# Tiny models gain nothing from threads, and two test workers would fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A suite started in the background ignores Ctrl-C, and so would every command that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -98,7 +98,9 @@ def test_ctrl_c_keeps_a_checkpoint_and_resume_finishes_the_run(workspace: Worksp
     assert f"forgellm train --resume {run.name}" in errors
 
     record = run.record()
-    shorter = record.recipe.model_copy(update={"max_iterations": stopped.iteration + 3})
+    shorter = record.recipe.model_copy(
+        update={"max_iterations": stopped.iteration + 3, "warmup_steps": 0}
+    )
     run.write_record(record.model_copy(update={"recipe": shorter}))
     done = forgellm(workspace, "train", "--resume", run.name)
     assert done.returncode == 0, done.stderr
