@@ -106,7 +106,7 @@ def copy_handbook(workspace: Workspace) -> None:
 
 def _measure(model: ModelFolder, adapter: Path | None, workspace: Workspace) -> Measurement:
     tokenizer = Tokenizer.load(model.path)
-    engine = load_generate_engine(model.path, adapter)
+    engine = load_generate_engine(model.path, adapter, dtype=recipe().dtype)
     found = measure(engine, tokenizer, _held_out(tokenizer, workspace).validation_batches())
     del engine
     gc.collect()
