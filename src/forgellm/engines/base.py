@@ -48,6 +48,35 @@ class EngineInfo:
     versions: dict[str, str | None]
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How alike two models predict the next token, over all positions of some prompts.
+
+    Attributes:
+        top1: share of positions at which both find the same token most likely, from 0 to 1.
+        mean_kl: mean divergence of the second model's distribution from the first's, in nats.
+    """
+
+    top1: float
+    mean_kl: float
+    num_positions: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token and how likely the model's own distribution made it, before any sampling setting.
+
+    Attributes:
+        log_prob: in nats.
+        top: the likeliest tokens in its place with their log-probabilities, likeliest first.
+    """
+
+    token_id: int
+    log_prob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class TrainEngine(Protocol):
     """A model with an optimiser. One update may take several `step` calls (accumulation)."""
 
@@ -97,8 +126,34 @@ class GenerateEngine(Protocol):
         """Yield token ids until a stop id (not yielded), `max_tokens` or the context's end.
         Closing the iterator stops the work."""
 
+    def generate_scored(
+        self, prompt_ids: list[int], sampling: Sampling, stop_ids: frozenset[int], num_top: int
+    ) -> Iterator[ScoredToken]:
+        """As `generate`, each token scored with the `num_top` likeliest; a stop id comes last."""
+
+    def score(self, ids: list[int], num_top: int) -> list[ScoredToken]:
+        """Each id after the first, scored in the light of those before it."""
+
     def token_log_probs(self, batch: Batch) -> NDArray[np.float32]:
         """[B, T] log-probability of each target, in nats; 0 where `loss_mask` is 0."""
 
     def memory_bytes(self) -> int:
         """Bytes the model's weights and caches take."""
+
+
+class FuseEngine(Protocol):
+    """Makes one plain model of a base and what a checkpoint holds."""
+
+    def fuse(
+        self, model_path: Path, weights: Path, out: Path, on_progress: Callable[[float], None]
+    ) -> None:
+        """Write weights and `config.json` into the folder `out`, stored as the base stores its own.
+
+        `weights` is an adapters file, or a full checkpoint's folder. `on_progress` gets 0 to 1.
+        Raises UnsupportedModel, CheckpointCorrupt.
+        """
+
+    def agreement(
+        self, model_path: Path, weights: Path, fused: Path, prompts: list[list[int]]
+    ) -> Agreement:
+        """Compare `fused` with the base and its checkpoint, both loaded afresh, on token ids."""

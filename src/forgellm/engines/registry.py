@@ -11,7 +11,7 @@ from forgellm.errors import EngineUnavailable
 from forgellm.schema.recipe import Recipe
 
 if TYPE_CHECKING:
-    from forgellm.engines.base import GenerateEngine, TrainEngine
+    from forgellm.engines.base import FuseEngine, GenerateEngine, TrainEngine
 
 _MODULES = {"torch": "forgellm.engines.torch"}
 
@@ -45,6 +45,11 @@ def load_generate_engine(
     """
     module = _engine_module(engine, "generate")
     return cast("GenerateEngine", module.TorchGenerateEngine(model_path, adapter, dtype=dtype))
+
+
+def load_fuse_engine(engine: str = "auto") -> FuseEngine:
+    """What merges a checkpoint into its base. Raises EngineUnavailable."""
+    return cast("FuseEngine", _engine_module(engine, "fuse").TorchFuseEngine())
 
 
 def _engine_module(requested: str, part: str) -> Any:

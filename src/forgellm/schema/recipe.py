@@ -6,7 +6,9 @@ keys of a `run.yaml`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,7 +17,10 @@ from forgellm.errors import ConfigError
 
 LrSchedule = Literal["cosine", "linear", "constant", "wsd"]
 LoraTarget = Literal["all", "attention"] | list[str]
+TrackerName = Literal["trackio", "wandb", "tensorboard", "mlflow"]
 
+_MAX_PROBLEMS = 20
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _SCHEDULE_ALIASES = {
     "cosine_decay": "cosine",
     "linear_decay": "linear",
@@ -63,14 +68,20 @@ class Recipe(BaseModel):
         "cosine", description="Shape of the learning rate after warm-up."
     )
     warmup_steps: int | None = Field(
-        None, ge=0, description="Updates of linear warm-up; default 3 % of max_iterations."
+        None,
+        ge=0,
+        le=10_000_000,
+        description="Updates of linear warm-up; default 3 % of max_iterations.",
     )
     min_lr: float | None = Field(
-        None, ge=0, description="Learning rate at the last update; default a tenth of the peak."
+        None,
+        ge=0,
+        le=10,
+        description="Learning rate at the last update; default a tenth of the peak.",
     )
     weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW decay, on matrices only.")
     max_grad_norm: float = Field(
-        1.0, ge=0, description="Gradient clipping norm; 0 switches it off."
+        1.0, ge=0, le=1e6, description="Gradient clipping norm; 0 switches it off."
     )
     grad_checkpoint: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
@@ -79,14 +90,17 @@ class Recipe(BaseModel):
     fine_tune_type: Literal["lora", "dora", "full"] = Field("lora", description="What is trained.")
     lora_rank: int = Field(16, ge=1, le=1024, description="Rank of the adapter matrices.")
     lora_alpha: float | None = Field(
-        None, gt=0, description="Adapter scale is lora_alpha / lora_rank; default twice the rank."
+        None,
+        gt=0,
+        le=1e6,
+        description="Adapter scale is lora_alpha / lora_rank; default twice the rank.",
     )
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     lora_target: LoraTarget = Field(
         "all", description="Which linear layers: all, attention, or a list of names."
     )
     num_layers: int | None = Field(
-        None, ge=1, description="Train only the last so many layers; default all."
+        None, ge=1, le=10_000, description="Train only the last so many layers; default all."
     )
 
     data_mixture_ratio: float = Field(
@@ -108,21 +122,38 @@ class Recipe(BaseModel):
         25, ge=1, le=100_000, description="At most so many batches per validation, always the same."
     )
     eval_every: int | None = Field(
-        None, ge=1, description="Updates between validations; default save_every."
+        None, ge=1, le=10_000_000, description="Updates between validations; default save_every."
     )
-    save_every: int = Field(50, ge=1, description="Updates between checkpoints.")
-    report_every: int = Field(1, ge=1, description="Updates between metric reports.")
+    save_every: int = Field(50, ge=1, le=10_000_000, description="Updates between checkpoints.")
+    report_every: int = Field(1, ge=1, le=10_000_000, description="Updates between metric reports.")
     max_checkpoints: int = Field(
         5, ge=4, le=1000, description="Checkpoints kept; the best three and the last always stay."
     )
     overfitting_threshold: float = Field(
-        0.1, gt=0, description="Flag when validation loss exceeds its best by this fraction."
+        0.1,
+        gt=0,
+        le=1000,
+        description="Flag when validation loss exceeds its best by this fraction.",
     )
     early_stopping_patience: int = Field(
-        0, ge=0, description="Stop after so many flagged validations in a row; 0 never stops."
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Stop after so many flagged validations in a row; 0 never stops.",
     )
     seed: int = Field(
         42, ge=0, lt=2**31, description="Seed of data order, split and initialisation."
+    )
+    report_to: list[TrackerName] = Field(
+        default_factory=list,
+        max_length=4,
+        description="Experiment trackers that get the figures too; each is an extra to install.",
+    )
+    webhook_url: str | None = Field(
+        None,
+        max_length=2000,
+        pattern=r"^https?://[^\s/?#@\\]+([/?#]\S*)?$",
+        description="Address that gets a POST when the run completes, fails, stops or overfits.",
     )
     queue: bool = Field(False, description="If a run is active, wait for it instead of failing.")
 
@@ -173,9 +204,10 @@ def problems_of(error: ValidationError) -> list[dict[str, str]]:
 
 
 def name_problems(findings: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The first of pydantic's findings, without repeating a sent name that no field would have."""
     problems: list[dict[str, str]] = []
-    for item in findings:
-        field = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
+    for item in islice(findings, _MAX_PROBLEMS):
+        field = ".".join(part for part in item["loc"] if _is_field_name(part))
         message = item["msg"].removeprefix("Value error, ")
         if not field and ": " in message:
             field, message = message.split(": ", 1)
@@ -187,3 +219,7 @@ def name_problems(findings: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]
         if problem not in problems:
             problems.append(problem)
     return problems
+
+
+def _is_field_name(part: Any) -> bool:
+    return isinstance(part, str) and bool(_FIELD_NAME.fullmatch(part))

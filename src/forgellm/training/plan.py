@@ -21,6 +21,7 @@ from forgellm.training.estimate import (
     require_fit,
     resolve_seq_length,
 )
+from forgellm.training.trackers import require_trackers
 
 _BYTES_PER_TOKEN = 4.5
 
@@ -59,6 +60,7 @@ def plan_compute(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool) 
             "training_type", "instruction fine-tuning arrives in a later version; use cpt"
         )
     engine_name(recipe.engine)
+    require_trackers(recipe.report_to)
     recipe = recipe.resolved()
     model = find_model(recipe.model_name, workspace, allow_absolute=allow_absolute)
     seq_len = resolve_seq_length(recipe, model.facts.context_length)
@@ -67,10 +69,15 @@ def plan_compute(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool) 
     return Plan(recipe, model, seq_len, estimate, _length_warnings(recipe, seq_len))
 
 
-def _require_disk(folder: Path, facts: ModelFacts, recipe: Recipe) -> None:
-    """Room for all checkpoints that are kept and one more while it is written, or DiskTooSmall."""
+def num_checkpoints(recipe: Recipe) -> int:
+    """Checkpoints on the disk at most: those that are kept, and one more while it is written."""
     saves = -(-recipe.max_iterations // recipe.save_every)
-    kept = min(recipe.max_checkpoints, saves) + 1
+    return min(recipe.max_checkpoints, saves) + 1
+
+
+def _require_disk(folder: Path, facts: ModelFacts, recipe: Recipe) -> None:
+    """Room for all checkpoints, or DiskTooSmall."""
+    kept = num_checkpoints(recipe)
     needed = kept * checkpoint_bytes(facts, recipe)
     free = hardware.disk_free_bytes(folder)
     if needed > free:

@@ -17,7 +17,8 @@ from forgellm.paths import iso_utc
 from forgellm.runs import checkpoints
 from forgellm.runs.atomic import write_json
 from forgellm.runs.store import Run
-from forgellm.schema.run import RunRecord, RunState
+from forgellm.schema.run import MetricsLine, RunRecord, RunState
+from forgellm.training.followers import Followers
 from forgellm.training.loop import Observer, TrainingLoop
 from forgellm.training.plan import Plan, plan_compute
 from forgellm.training.preflight import rehearse
@@ -48,8 +49,12 @@ class Session:
 
         Raises ForgeError: what went wrong, as it is kept in the state too.
         """
+        with Followers(run) as followers:
+            return self._train_or_record(run, resume, followers)
+
+    def _train_or_record(self, run: Run, resume: bool, followers: Followers) -> RunState:
         try:
-            return self._train(run, resume)
+            return self._train(run, resume, followers)
         except _Stopped:
             state = RunState(phase="stopped", heartbeat=iso_utc())
             run.write_state(state)
@@ -70,7 +75,7 @@ class Session:
             _record_failure(run, failure)
             raise failure from error
 
-    def _train(self, run: Run, resume: bool) -> RunState:
+    def _train(self, run: Run, resume: bool, followers: Followers) -> RunState:
         record = run.record()
         recipe = record.recipe.resolved()
         should_stop = self._stop_check(run)
@@ -89,9 +94,17 @@ class Session:
                 write_json(run.folder / "adapter_config.json", config)
         for warning in data.warnings:
             log.warning(warning)
+        followers.open_trackers(run.written_state())
         self.progress("training")
-        loop = TrainingLoop(run, recipe, engine, data, should_stop, self.observer)
+        loop = TrainingLoop(run, recipe, engine, data, should_stop, self._with(followers))
         return loop.run(checkpoint)
+
+    def _with(self, followers: Followers) -> Observer:
+        def observe(line: MetricsLine, state: RunState) -> None:
+            followers.observe(line, state)
+            self.observer(line, state)
+
+        return observe
 
     def _stop_check(self, run: Run) -> Callable[[], bool]:
         return lambda: self.stop or run.stop_requested()

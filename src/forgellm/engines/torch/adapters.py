@@ -92,7 +92,7 @@ def attach_adapter(model: nn.Module, file: Path) -> None:
     for name in layers:
         if not isinstance(known.get(name), nn.Linear):
             raise UnsupportedModel(f"The adapter does not fit this model: it has no layer {name}.")
-    settings = _settings_beside(file)
+    settings = settings_beside(file)
     generator = torch.Generator().manual_seed(0)
     for name in layers:
         parent_name, _, child = name.rpartition(".")
@@ -101,7 +101,8 @@ def attach_adapter(model: nn.Module, file: Path) -> None:
     copy_into(model, tensors)
 
 
-def _settings_beside(file: Path) -> LoraSettings:
+def settings_beside(file: Path) -> LoraSettings:
+    """From the `adapter_config.json` in the file's folder. Raises UnsupportedModel."""
     try:
         config = json.loads((file.parent / CONFIG_NAME).read_text())
         parameters = config["lora_parameters"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from forgellm.data.batches import Batch
-from forgellm.engines.base import EngineInfo
+from forgellm.engines.base import EngineInfo, ScoredToken
 from forgellm.engines.torch import load
 from forgellm.engines.torch.adapters import attach_adapter
 from forgellm.engines.torch.lora import merge_lora
-from forgellm.engines.torch.scoring import batch_log_probs
+from forgellm.engines.torch.memory import out_of_memory_named
+from forgellm.engines.torch.scoring import batch_log_probs, score_text, scored_tokens
 from forgellm.errors import CheckpointNotFound, InvalidRequest
 from forgellm.schema.generation import Sampling
+
+_SHORTER = "Send a shorter prompt, or ask for fewer tokens."
 
 
 class TorchGenerateEngine:
@@ -49,10 +52,33 @@ class TorchGenerateEngine:
             versions=load.versions(),
         )
 
-    @torch.inference_mode()
     def generate(
         self, prompt_ids: list[int], sampling: Sampling, stop_ids: frozenset[int]
     ) -> Iterator[int]:
+        for chosen, _ in self._decode(prompt_ids, sampling):
+            if chosen in stop_ids:
+                return
+            yield chosen
+
+    def generate_scored(
+        self, prompt_ids: list[int], sampling: Sampling, stop_ids: frozenset[int], num_top: int
+    ) -> Iterator[ScoredToken]:
+        for chosen, logits in self._decode(prompt_ids, sampling):
+            target = torch.tensor([chosen], device=logits.device)
+            yield scored_tokens(logits[None], target, num_top)[0]
+            if chosen in stop_ids:
+                return
+
+    @torch.inference_mode()
+    def score(self, ids: list[int], num_top: int) -> list[ScoredToken]:
+        with out_of_memory_named(_SHORTER):
+            return score_text(self.model, ids, num_top, self._place.device, self._place.dtype)
+
+    @torch.inference_mode()
+    def _decode(
+        self, prompt_ids: list[int], sampling: Sampling
+    ) -> Generator[tuple[int, Tensor], None, None]:
+        """Each token with the logits [V] float32 that it was chosen from, without an end of text."""
         if not prompt_ids:
             raise InvalidRequest("The prompt is empty.", suggestion="Send at least one character.")
         device = self._place.device
@@ -64,18 +90,20 @@ class TorchGenerateEngine:
         room = self.info.context_length - len(prompt_ids)
         cache = DynamicCache(config=self.model.config)
         tokens = torch.tensor([prompt_ids], device=device)
-        seen = torch.zeros(self.model.config.get_text_config().vocab_size, dtype=torch.bool)
-        seen = seen.to(device)
+        vocab_size = self.model.config.get_text_config().vocab_size
+        seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         seen[tokens[0]] = True
+        said = torch.zeros(vocab_size, device=device)
         for _ in range(min(sampling.max_tokens, room)):
-            logits = self.model(
-                input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
-            ).logits[0, -1]
-            chosen = sample(logits.float(), sampling, seen, generator)
-            if chosen in stop_ids:
-                return
-            yield chosen
+            with out_of_memory_named(_SHORTER):
+                logits = self.model(
+                    input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
+                ).logits[0, -1]
+            logits = logits.float()
+            chosen = sample(without_repeats(logits, sampling, said), sampling, seen, generator)
+            yield chosen, logits
             seen[chosen] = True
+            said[chosen] += 1
             tokens = torch.tensor([[chosen]], device=device)
 
     def token_log_probs(self, batch: Batch) -> NDArray[np.float32]:
@@ -87,6 +115,13 @@ class TorchGenerateEngine:
         for tensor in tensors:
             seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return sum(seen.values())
+
+
+def without_repeats(logits: Tensor, sampling: Sampling, said: Tensor) -> Tensor:
+    """Logits [V] less the frequency and presence penalties. said [V]: how often each was said."""
+    if not sampling.frequency_penalty and not sampling.presence_penalty:
+        return logits
+    return logits - sampling.frequency_penalty * said - sampling.presence_penalty * (said > 0)
 
 
 def sample(logits: Tensor, sampling: Sampling, seen: Tensor, generator: torch.Generator) -> int:

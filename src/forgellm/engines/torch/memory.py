@@ -1,4 +1,4 @@
-"""Peak memory, as the device counts it, and an allocator that keeps what it has."""
+"""Memory: its peak as the device counts it, running out of it, an allocator that keeps what it has."""
 
 from __future__ import annotations
 
@@ -7,11 +7,29 @@ import ctypes
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from forgellm.errors import OutOfMemory
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+@contextlib.contextmanager
+def out_of_memory_named(suggestion: str = "") -> Iterator[None]:
+    """Torch's two ways of running out of memory leave as OutOfMemory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory("The GPU ran out of memory.", suggestion=suggestion) from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error) or "can't allocate memory" in str(error):
+            raise OutOfMemory("The machine ran out of memory.", suggestion=suggestion) from error
+        raise
+    except MemoryError as error:
+        raise OutOfMemory("The machine ran out of memory.", suggestion=suggestion) from error
 
 
 def keep_freed_memory() -> None:

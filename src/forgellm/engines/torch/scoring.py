@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from forgellm.data.batches import Batch
+from forgellm.engines.base import ScoredToken
 from forgellm.engines.torch.attention import packed_layout
-from forgellm.engines.torch.cross_entropy import linear_cross_entropy, target_log_probs
+from forgellm.engines.torch.cross_entropy import (
+    chunk_rows,
+    linear_cross_entropy,
+    target_log_probs,
+)
 from forgellm.engines.torch.load import final_hidden_states, output_head
 from forgellm.errors import UnsupportedModel
 
@@ -57,6 +62,37 @@ def _counted(model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, Te
     targets = torch.from_numpy(batch.targets).to(device, torch.int64).reshape(-1)[flat]
     hidden = hidden.reshape(-1, hidden.shape[-1])
     return (hidden if len(flat) == len(hidden) else hidden[flat]), targets
+
+
+def score_text(
+    model: Any, ids: list[int], num_top: int, device: torch.device, dtype: torch.dtype
+) -> list[ScoredToken]:
+    """Each id after the first, in chunks of rows, so that no [T, vocab] logits exist."""
+    tokens = torch.tensor([ids], device=device)
+    positions = torch.arange(len(ids), device=device)[None]
+    hidden = final_hidden_states(model, tokens, positions)[0, :-1].to(dtype)
+    head = output_head(model)
+    step = chunk_rows(head.weight.shape[0])
+    found: list[ScoredToken] = []
+    for start in range(0, len(hidden), step):
+        logits = (hidden[start : start + step] @ head.weight.to(dtype).mT).float()
+        logits = logits * head.logit_scale
+        if head.softcap is not None:
+            logits = (logits / head.softcap).tanh() * head.softcap
+        found += scored_tokens(logits, tokens[0, start + 1 : start + 1 + step], num_top)
+    return found
+
+
+def scored_tokens(logits: Tensor, targets: Tensor, num_top: int) -> list[ScoredToken]:
+    """logits [N, V] float32, targets [N]."""
+    log_probs = logits.log_softmax(-1)
+    chosen = log_probs.gather(-1, targets[:, None])[:, 0].tolist()
+    top = log_probs.topk(num_top)
+    rows = zip(targets.tolist(), chosen, top.indices.tolist(), top.values.tolist(), strict=True)
+    return [
+        ScoredToken(token_id, log_prob, tuple(zip(likely, values, strict=True)))
+        for token_id, log_prob, likely, values in rows
+    ]
 
 
 @torch.no_grad()

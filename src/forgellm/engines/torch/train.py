@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from forgellm.engines.base import EngineInfo, StepMetrics
 from forgellm.engines.torch import adapters, load, memory
 from forgellm.engines.torch.lora import LoraSettings, add_lora, layer_index, num_blocks
 from forgellm.engines.torch.scoring import loss_sum, prove_packing
-from forgellm.errors import CheckpointCorrupt, OutOfMemory
+from forgellm.errors import CheckpointCorrupt
 from forgellm.schema.recipe import Recipe
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -55,7 +54,7 @@ class TorchTrainEngine:
     # --- one update -------------------------------------------------------------------------
 
     def step(self, batch: Batch, learning_rate: float, update: bool) -> None:
-        with _out_of_memory_named():
+        with memory.out_of_memory_named():
             loss = self._loss_sum(batch)
             loss.backward()  # type: ignore[no-untyped-call]
             self._loss_total += loss.detach()
@@ -119,7 +118,7 @@ class TorchTrainEngine:
         device = self._place.device
         memory.reset_peak(device)
         rng = torch.get_rng_state()
-        with _out_of_memory_named():
+        with memory.out_of_memory_named():
             self._loss_sum(batch).backward()  # type: ignore[no-untyped-call]
         self._optimizer.zero_grad(set_to_none=True)
         torch.set_rng_state(rng)
@@ -224,18 +223,3 @@ def _lora_settings(recipe: Recipe) -> LoraSettings:
         num_layers=recipe.num_layers,
         dora=recipe.fine_tune_type == "dora",
     )
-
-
-@contextlib.contextmanager
-def _out_of_memory_named() -> Any:
-    """Torch's two ways of running out of memory leave as OutOfMemory."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory("The GPU ran out of memory.") from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error) or "can't allocate memory" in str(error):
-            raise OutOfMemory("The machine ran out of memory.") from error
-        raise
-    except MemoryError as error:
-        raise OutOfMemory("The machine ran out of memory.") from error

@@ -1,0 +1,76 @@
+"""`forgellm publish`: a checkpoint as a model of its own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from forgellm.errors import CheckpointNotFound
+from forgellm.paths import find_workspace
+
+if TYPE_CHECKING:
+    from forgellm.publishing.publish import OnProgress
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser(
+        "publish",
+        help="make a model of a checkpoint",
+        description="Merge a checkpoint into its base model, compare the two, and write the result "
+        "to models/published/.",
+    )
+    parser.add_argument("--workspace", help="folder that holds models/ and dataset/")
+    parser.add_argument(
+        "--run", dest="run_name", required=True, metavar="RUN", help="its name, id or folder"
+    )
+    parser.add_argument(
+        "--iteration", type=int, metavar="N", help="which checkpoint (default: the best)"
+    )
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises ForgeError."""
+    from forgellm.publishing.publish import publish_checkpoint
+    from forgellm.runs.checkpoints import best_checkpoint, find_checkpoint
+    from forgellm.runs.store import find_run
+
+    found = find_run(find_workspace(args.workspace), args.run_name)
+    checkpoint = best_checkpoint(found.folder)
+    if args.iteration is not None:
+        checkpoint = find_checkpoint(found.folder, args.iteration)
+    if checkpoint is None:
+        raise CheckpointNotFound("This run has no checkpoint yet", details={"run": found.name})
+    with _progress_bar() as on_progress:
+        published = publish_checkpoint(found, checkpoint, on_progress)
+    if args.json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(published), indent=2))
+        return 0
+    figures = published.verification
+    print(f"Published iteration {checkpoint.iteration} as {published.model_name}")
+    print(f"  in {published.published_model_path}/")
+    print(
+        f"  agrees with the checkpoint on {100 * figures['top1_agreement']:.1f} % of "
+        f"{figures['positions']} tokens; mean divergence {figures['mean_kl']:.2g} nats"
+    )
+    print(f"  try it: forgellm cli generate --model {published.model_name}")
+    return 0
+
+
+@contextmanager
+def _progress_bar() -> Iterator[OnProgress]:
+    """A bar on stderr; nothing is drawn where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda done, text: bar.update(task, completed=done, description=text)

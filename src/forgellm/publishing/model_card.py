@@ -1,0 +1,124 @@
+"""The README of a published model: what it is, what it learned from, how well, how to run it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from forgellm import __version__
+from forgellm.catalog import ModelFolder
+from forgellm.publishing.dashboard_png import DASHBOARD_NAME
+from forgellm.publishing.dashboard_story import Story, compact, duration, method_of, read_story
+from forgellm.runs.checkpoints import Checkpoint
+from forgellm.runs.store import Run
+from forgellm.schema.recipe import Recipe
+
+_TAGS = {"cpt": "continued-pretraining", "ift": "instruction-tuning"}
+_RUN = """\
+## Run it
+
+In the ForgeLLM workspace that holds it:
+
+```bash
+forgellm cli generate --model published/{name}
+```
+
+Anywhere else, as any model in Hugging Face layout:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=60)[0]))
+```
+"""
+
+
+def model_card(
+    run: Run,
+    checkpoint: Checkpoint,
+    base: ModelFolder,
+    name: str,
+    verification: dict[str, Any],
+    recipe: str,
+) -> str:
+    """Markdown with the YAML head that the hub reads. `name` is the folder's, `recipe` is YAML."""
+    story = read_story(run)
+    base_name = base.name.rstrip("/").rsplit("/", 1)[-1]
+    parts = [
+        _head(base, story.record.recipe),
+        f"# {base_name}, trained on {story.record.recipe.dataset}\n",
+        f"The checkpoint of iteration {checkpoint.iteration:,} of the run `{run.name}`, merged "
+        f"into its base model with ForgeLLM {__version__}.\n",
+        _table(_facts(story, checkpoint, base)),
+        f"![Training dashboard]({DASHBOARD_NAME})\n",
+        "## Data\n\n" + _table(_data(story.record.data)),
+        "## Is it the checkpoint?\n\n" + _comparison(verification),
+        _RUN.replace("{name}", name),
+        f"## Recipe\n\nAlso in `recipe.yaml`, for `forgellm train --config`.\n\n```yaml\n{recipe}```\n",
+        "## Limits\n\nThe licence of the base model applies. What the base model gets wrong, this "
+        "one may get wrong too; text it was trained on can appear in its answers.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _head(base: ModelFolder, recipe: Recipe) -> str:
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if base.kind == "cached":  # only then is the name one that the hub knows
+        head["base_model"] = base.name
+    head["tags"] = ["forgellm", _TAGS[recipe.training_type]]
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
+
+
+def _facts(story: Story, checkpoint: Checkpoint, base: ModelFolder) -> list[tuple[str, str]]:
+    loss = checkpoint.validation_loss
+    rows = [
+        ("Base model", base.name.rsplit("/", 1)[-1] if base.name[:1] == "/" else base.name),
+        (
+            "Architecture",
+            f"{base.facts.architecture}, {compact(base.facts.num_parameters)} parameters",
+        ),
+        ("Method", method_of(story.record)),
+        ("Iteration", f"{checkpoint.iteration:,} of {story.record.recipe.max_iterations:,}"),
+        ("Validation loss here", "not measured" if loss is None else f"{loss:.4f} nats per token"),
+    ]
+    if story.best:
+        iteration, best = story.best[0]
+        rows.append(("Best validation loss of the run", f"{best:.4f} at iteration {iteration:,}"))
+    tokens = checkpoint.position().get("trained_tokens")
+    rows.append(("Tokens trained on", f"{tokens:,}" if isinstance(tokens, int) else "unknown"))
+    rows.append(("Training time of the run", duration(story.state.training_seconds)))
+    return rows
+
+
+def _data(data: dict[str, Any]) -> list[tuple[str, str]]:
+    replay = data.get("replay_source")
+    ratio = data.get("achieved_mixture_ratio")
+    return [
+        ("Documents", f"{data.get('documents', 0):,} in {data.get('files', 0):,} files"),
+        ("Tokens to train on", f"{data.get('train_tokens', 0):,}"),
+        ("Tokens held out for validation", f"{data.get('validation_tokens', 0):,}"),
+        ("Passes over the data in the whole run", str(data.get("epochs", "unknown"))),
+        ("Share of the dataset", "unknown" if ratio is None else f"{100 * ratio:.1f} %"),
+        ("The rest", f"replay of general text ({replay})" if replay else "none"),
+        ("Fingerprint", f"`{data.get('fingerprint', 'unknown')}`"),
+    ]
+
+
+def _comparison(verification: dict[str, Any]) -> str:
+    return (
+        "The weights were read back from this folder and compared with the base model and its "
+        f"checkpoint, token by token on {verification['positions']} positions of general text "
+        f"(in {verification['dtype']}): the most likely token is the same on "
+        f"{100 * verification['top1_agreement']:.2f} % of them, and the mean divergence "
+        f"is {verification['mean_kl']:.2g} nats.\n"
+    )
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    lines = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,90 @@
+"""Publishing, downloads, and the jobs that do them: requests and replies."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from forgellm.schema.reply import Item, Reply
+
+JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
+
+
+class PublishRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_by_alias=True)
+
+    checkpoint_path: str = Field(
+        min_length=1, max_length=1000, description="The checkpoint's weights in its run's folder."
+    )
+    training_dir: str | None = Field(
+        None, min_length=1, max_length=1000, description="The run's folder; default: around it."
+    )
+    run_async: bool = Field(
+        False, alias="async", description="true: answer at once with a job instead of waiting."
+    )
+
+
+class DownloadRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model_name: str = Field(min_length=1, max_length=200, description="A model's id on the hub.")
+    revision: str = Field(
+        "main", min_length=1, max_length=200, description="Branch, tag or commit."
+    )
+
+
+class Verification(Item):
+    """How the published model compared with its base and checkpoint, read back from the disk."""
+
+    top1_agreement: float = Field(description="Share of positions with the same likeliest token.")
+    mean_kl: float = Field(description="Mean divergence of the predictions, in nats.")
+    positions: int = Field(description="Positions of general text that were compared.")
+    dtype: str = Field(description="The type both computed in.")
+
+
+class PublishedReply(Reply):
+    message: str
+    published_model_path: str
+    model_name: str = Field(description="What to load it by.")
+    dashboard_path: str
+    readme_path: str
+    verification: Verification
+
+
+class JobStarted(Reply):
+    message: str
+    job_id: str
+
+
+class JobItem(Item):
+    job_id: str
+    kind: Literal["publish_checkpoint", "download"]
+    status: JobStatus
+    progress: float = Field(ge=0, le=1)
+    message: str
+    result: dict[str, Any] | None = Field(description="What a completed job has made.")
+    error: dict[str, Any] | None = Field(description="The error envelope of a failed job.")
+    created_at: str
+
+
+class JobReply(Reply):
+    job: JobItem
+
+
+class JobsReply(Reply):
+    jobs: list[JobItem]
+
+
+class FoundModel(Item):
+    kind: Literal["cached", "base", "cpt", "ift", "published"]
+    name: str
+    path: str | None = Field(description="Relative to models/; null in the hub's cache.")
+    type: Literal["base", "instruct"] | None = Field(description="null for runs.")
+    size_gb: float
+    created_at: str
+
+
+class SearchReply(Reply):
+    query: str
+    models: list[FoundModel]
