@@ -57,22 +57,38 @@ class Gpu:
 
 def gpu() -> Gpu | None:
     """The first NVIDIA GPU, as its driver's own tool describes it; None without one."""
+    found = _ask_gpu("name,memory.total,memory.free,compute_cap")
+    try:
+        name, total, free, capability = found
+        return Gpu(name, int(total) * 2**20, int(free) * 2**20, float(capability))
+    except ValueError:
+        return None
+
+
+def gpu_utilization() -> float | None:
+    """Share of the last moment in which the first NVIDIA GPU computed, 0 to 1; None without one."""
+    try:
+        return int(_ask_gpu("utilization.gpu")[0]) / 100
+    except (ValueError, IndexError):
+        return None
+
+
+def _ask_gpu(fields: str) -> list[str]:
+    """The first GPU's answer to `nvidia-smi --query-gpu`; empty without one."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return None
-    query = "--query-gpu=name,memory.total,memory.free,compute_cap"
+        return []
     try:
         result = subprocess.run(
-            [tool, query, "--format=csv,noheader,nounits"],
+            [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=10,
             check=True,
         )
-        name, total, free, capability = result.stdout.splitlines()[0].split(", ")
-        return Gpu(name, int(total) * 2**20, int(free) * 2**20, float(capability))
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+        return result.stdout.splitlines()[0].split(", ")
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return []
 
 
 def default_dtype() -> tuple[str, str]:

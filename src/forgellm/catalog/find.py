@@ -48,8 +48,8 @@ def find_model(name: str, workspace: Workspace, *, allow_absolute: bool = False)
     Raises ModelNotFound with the places searched, or UnsupportedModel.
     """
     searched: list[str] = []
-    outside = Path(name).expanduser() if name[:1] in ("/", "~") else None
-    if outside is not None and allow_absolute:
+    if allow_absolute and name[:1] in ("/", "~"):
+        outside = Path(os.path.expanduser(name))
         if _is_complete(outside, name, searched):
             return ModelFolder(name, outside, "base", check_model_files(outside))
         raise ModelNotFound(name, searched, suggestion="Give the folder that holds config.json.")

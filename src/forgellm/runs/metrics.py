@@ -20,6 +20,7 @@ from forgellm.schema.run import MetricsLine
 
 METRICS_NAME = "metrics.jsonl"
 _TAIL_BYTES = 1 << 16
+_LONGER_THAN_LINES = 1 << 12
 
 
 class MetricsWriter:
@@ -76,19 +77,44 @@ class MetricsWriter:
         self.close()
 
 
-def read_lines(folder: Path, offset: int = 0) -> tuple[list[MetricsLine], int]:
+def read_lines(folder: Path, offset: int = 0, max_bytes: int = -1) -> tuple[list[MetricsLine], int]:
     """The whole lines from byte `offset` on, and the offset to go on from.
 
-    What is not a line of metrics is passed over. The new offset never lies inside a line.
+    With `max_bytes` no more than that is read, which must be longer than a line. What is not a line of metrics is passed over. The new offset never lies inside a line.
     """
     try:
         with open(folder / METRICS_NAME, "rb") as file:
             file.seek(max(0, offset))
-            data = file.read()
+            data = file.read(max_bytes)
     except FileNotFoundError:
         return [], offset
     end = data.rfind(b"\n") + 1
     return list(_parse(data[:end].split(b"\n"))), max(0, offset) + end
+
+
+def last_line(folder: Path) -> MetricsLine | None:
+    """The newest line, read from the end of the log alone."""
+    try:
+        size = (folder / METRICS_NAME).stat().st_size
+    except OSError:
+        return None
+    return next(reversed(read_lines(folder, size - _TAIL_BYTES)[0]), None)
+
+
+def offset_before(folder: Path, seq: int) -> int:
+    """A byte offset not far before the line that follows number `seq`, found without reading all."""
+    try:
+        low, high = 0, (folder / METRICS_NAME).stat().st_size
+    except OSError:
+        return 0
+    while high - low > _TAIL_BYTES:
+        middle = (low + high) // 2
+        lines = read_lines(folder, middle, _LONGER_THAN_LINES)[0]
+        if lines and lines[0].seq <= seq:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def effective(lines: Sequence[MetricsLine]) -> list[MetricsLine]:

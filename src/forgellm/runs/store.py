@@ -170,7 +170,9 @@ def find_run(workspace: Workspace, name_or_id_or_path: str) -> Run:
             folder = workspace.resolve(wanted, below=below)
         except PathNotFound:
             continue
-        if (folder / "run.json").is_file():
+        # Only where runs live: not, say, in the trash.
+        lives_here = folder.parent in [workspace.runs(kind).resolve() for kind in TRAINING_TYPES]
+        if lives_here and (folder / "run.json").is_file():
             return open_run(workspace, folder)
     for run, record in _records(workspace):
         if wanted in (run.name, record.training_id):

@@ -72,7 +72,15 @@ class MetricsLine(BaseModel):
 class ResumeRequest(BaseModel):
     """Which run to continue: by its id, or by its folder."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "anyOf": [
+                {"required": [name], "properties": {name: {"type": "string"}}}
+                for name in ("training_id", "output_dir")
+            ]
+        },
+    )
 
     training_id: str | None = Field(None, min_length=1, max_length=400)
     output_dir: str | None = Field(None, min_length=1, max_length=1000)

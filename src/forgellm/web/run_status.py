@@ -14,30 +14,28 @@ from forgellm.runs.store import Run, active_run, latest_run
 from forgellm.runs.summary import progress_percentage
 from forgellm.schema.run import MetricsLine
 
-_FROM_METRICS = {
-    "current_loss": "training_loss",
-    "validation_loss": "validation_loss",
-    "learning_rate": "learning_rate",
-    "tokens_per_second": "tokens_per_second",
-    "memory_usage_gb": "memory_usage_gb",
-}
+FIGURES = (
+    "training_loss",
+    "validation_loss",
+    "learning_rate",
+    "tokens_per_second",
+    "memory_usage_gb",
+)
 
 
 @dataclass
-class _Tail:
-    """How far a run's metrics were read, and the last figure of each kind."""
+class RunFigures:
+    """The last figure of each kind in the lines of a run's metrics."""
 
-    folder: Path | None = None
-    offset: int = 0
-    figures: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(_FROM_METRICS))
+    values: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(FIGURES))
 
     def add(self, line: MetricsLine) -> None:
         # A report that is not finite shows as null, not as the figure before it.
         is_report = line.learning_rate is not None
-        for name, source in _FROM_METRICS.items():
-            value = getattr(line, source)
-            if value is not None or (is_report and source == "training_loss"):
-                self.figures[name] = value
+        for name in FIGURES:
+            value = getattr(line, name)
+            if value is not None or (is_report and name == "training_loss"):
+                self.values[name] = value
 
 
 class RunStatus:
@@ -45,7 +43,9 @@ class RunStatus:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._tail = _Tail()
+        self._folder: Path | None = None
+        self._offset = 0
+        self._figures = RunFigures()
         self._lock = Lock()
 
     def status(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class RunStatus:
             "current_iteration": state.iteration,
             "max_iterations": most,
             "progress_percentage": progress_percentage(state.iteration, most),
-            **self._figures(run.folder),
+            **self._read_figures(run.folder),
             "eta_minutes": state.eta_minutes,
             "output_dir": run.output_dir,
             "training_id": record.training_id,
@@ -76,14 +76,19 @@ class RunStatus:
             "warnings": record.warnings,
         }
 
-    def _figures(self, folder: Path) -> dict[str, float | None]:
+    def _read_figures(self, folder: Path) -> dict[str, float | None]:
         with self._lock:
-            if self._tail.folder != folder:
-                self._tail = _Tail(folder)
-            lines, self._tail.offset = read_lines(folder, self._tail.offset)
+            if self._folder != folder:
+                self._folder, self._offset, self._figures = folder, 0, RunFigures()
+            lines, self._offset = read_lines(folder, self._offset)
             for line in lines:
-                self._tail.add(line)
-            return dict(self._tail.figures)
+                self._figures.add(line)
+            return _as_status(self._figures.values)
+
+
+def _as_status(figures: dict[str, float | None]) -> dict[str, float | None]:
+    """The status calls the training loss `current_loss`."""
+    return {"current_loss" if name == "training_loss" else name: figures[name] for name in FIGURES}
 
 
 _NO_RUN: dict[str, Any] = {
@@ -92,7 +97,7 @@ _NO_RUN: dict[str, Any] = {
     "current_iteration": None,
     "max_iterations": None,
     "progress_percentage": None,
-    **dict.fromkeys(_FROM_METRICS),
+    **_as_status(dict.fromkeys(FIGURES)),
     "eta_minutes": None,
     "output_dir": None,
     "training_id": None,

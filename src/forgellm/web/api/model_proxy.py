@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from forgellm.envelope import ClosingStream, unless_gone
+from forgellm.envelope import ClosingStream, JsonRoute, unless_gone
 from forgellm.errors import ModelServerUnavailable
+from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest
 
 if TYPE_CHECKING:
     import httpx2
@@ -24,6 +25,7 @@ _PASSED_REPLY_HEADERS = (
     "cache-control",
     "retry-after",
     "x-accel-buffering",
+    "x-request-id",
     "allow",
 )
 
@@ -55,6 +57,16 @@ class ModelServer:
             return False
         return bool(reply.status_code == 200)
 
+    async def status(self) -> dict[str, Any] | None:
+        """What it holds, or None while it does not answer."""
+        import httpx2
+
+        try:
+            reply = await self._client.get("/api/model/status", timeout=1.0)
+            return dict(reply.json()) if reply.status_code == 200 else None
+        except (httpx2.HTTPError, ValueError):
+            return None
+
     async def forward(self, request: Request) -> Response:
         """The model server's reply; a stream passes piece by piece, as it comes.
 
@@ -67,7 +79,8 @@ class ModelServer:
             request.scope["path"],
             content=await request.body(),
             headers={
-                name: request.headers[name]
+                # Bytes: a value that is not ASCII is for the model server to judge.
+                name: request.headers[name].encode("latin-1")
                 for name in _PASSED_REQUEST_HEADERS
                 if name in request.headers
             },
@@ -106,13 +119,36 @@ async def _pieces(reply: httpx2.Response) -> AsyncIterator[bytes]:
 
 
 def make_router(model_server: ModelServer) -> APIRouter:
-    router = APIRouter(prefix="/api/model")
+    """Bodies are checked here as the model server checks them, and passed on as they came."""
+    router = APIRouter(prefix="/api/model", route_class=JsonRoute)
 
-    @router.get("/{action}")
-    @router.post("/{action}")
     async def pass_on(request: Request) -> Response:
-        """Load, status, generate and unload, as the model server documents them."""
         await request.body()
         return await unless_gone(request, model_server.forward(request))
+
+    @router.get("/status")
+    async def status(request: Request) -> Response:
+        """What the model server has loaded or is loading."""
+        return await pass_on(request)
+
+    @router.post("/load")
+    async def load(request: Request, body: LoadRequest) -> Response:
+        """Start loading a model; generating waits until it is there."""
+        return await pass_on(request)
+
+    @router.post("/generate")
+    async def generate(request: Request, body: GenerateRequest) -> Response:
+        """Answer a prompt; with `streaming` piece by piece, as the model server makes it."""
+        return await pass_on(request)
+
+    @router.post("/cancel")
+    async def cancel(request: Request, body: CancelRequest | None = None) -> Response:
+        """End an answer that runs or waits."""
+        return await pass_on(request)
+
+    @router.post("/unload")
+    async def unload(request: Request) -> Response:
+        """Free the model's memory."""
+        return await pass_on(request)
 
     return router

@@ -1,0 +1,95 @@
+"""The beginning of a dataset as a run would see it: split, shuffled, tokenised and packed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgellm.data.batches import Batch
+from forgellm.data.documents import Document, dataset_files
+from forgellm.data.packing import PackedStream
+from forgellm.data.sample import Sample, encode_document, sample_documents
+from forgellm.data.split import Split, split_documents
+from forgellm.data.token_store import HASH_BYTES, TokenStore
+from forgellm.data.tokenizer import Tokenizer
+from forgellm.schema.recipe import Recipe
+
+Part = Literal["train", "validation", "both"]
+
+_MAX_CHARACTERS = 2_000_000
+_MAX_DOCUMENTS = 20_000
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Of a dataset that is not `is_complete` only the first documents; the blocks are theirs.
+
+    Attributes:
+        num_tokens: of each document.
+        parts: which side of the split each document is on; a lone document is on both.
+        blocks: batches of one row each, the first that would be trained on.
+    """
+
+    file_count: int
+    documents: list[Document]
+    num_tokens: list[int]
+    parts: list[Part]
+    blocks: list[Batch]
+    skipped: list[str]
+    is_complete: bool
+
+
+def preview_dataset(
+    dataset: Path, tokenizer: Tokenizer, seq_len: int, num_blocks: int, recipe: Recipe
+) -> Preview:
+    """`recipe` gives the seed and the split. Blocks are empty where there is nothing to train on."""
+    listing = dataset_files(dataset)
+    sample = sample_documents(listing.files, _MAX_CHARACTERS, _MAX_DOCUMENTS)
+    store = _store(sample, tokenizer)
+    skipped = [
+        f"{item.source}: {item.reason}" for item in (*listing.skipped, *store.report.skipped)
+    ]
+    blocks: list[Batch] = []
+    parts: list[Part] = []
+    if sample.documents:
+        split = split_documents(store, recipe.validation_split, recipe.seed)
+        parts = _parts(store.offsets, split)
+        if split.train.num_targets:
+            stream = PackedStream(store.tokens, split.train, seq_len, recipe.seed)
+            blocks = [stream.row(number) for number in range(num_blocks)]
+    lengths: list[int] = np.diff(store.offsets).tolist()
+    return Preview(
+        len(listing.files), sample.documents, lengths, parts, blocks, skipped, sample.is_complete
+    )
+
+
+def _store(sample: Sample, tokenizer: Tokenizer) -> TokenStore:
+    """What `token_store` would make of these documents, in memory."""
+    encoded = [encode_document(document.text, tokenizer) for document in sample.documents]
+    hashes = b"".join(
+        hashlib.blake2b(document.text.encode(), digest_size=HASH_BYTES).digest()
+        for document in sample.documents
+    )
+    return TokenStore(
+        key="",
+        fingerprint="",
+        tokens=np.array([token for ids in encoded for token in ids], dtype=np.uint32),
+        offsets=np.cumsum([0, *map(len, encoded)], dtype=np.int64),
+        hashes=np.frombuffer(hashes, dtype=np.uint8).reshape(-1, HASH_BYTES),
+        report=sample.report,
+    )
+
+
+def _parts(offsets: NDArray[np.int64], split: Split) -> list[Part]:
+    train: dict[int, int] = dict(
+        zip(split.train.starts.tolist(), split.train.ends.tolist(), strict=True)
+    )
+    return [
+        "validation" if start not in train else "train" if train[start] == end else "both"
+        for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    ]

@@ -1,0 +1,63 @@
+"""Runs renamed and copied, and the care that none is touched while it trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from forgellm.errors import Conflict, InvalidRequest, RunBusy
+from forgellm.paths import RUN_NAME
+from forgellm.runs.atomic import storage_errors
+from forgellm.runs.lock import RunLock, file_lock
+from forgellm.runs.store import Run
+from forgellm.schema.recipe import Recipe, parse_recipe
+
+_FILLED_IN = ("learning_rate", "min_lr", "warmup_steps", "lora_alpha", "eval_every")
+
+
+@contextmanager
+def exclusive(run: Run) -> Iterator[None]:
+    """While it lasts nobody can train the run. Raises RunBusy if it trains or is queued."""
+    with RunLock(run.folder).acquire():
+        run.record()  # raises if it was moved between being found and being locked
+        if run.written_state().phase == "queued":
+            raise RunBusy(
+                "The run waits in the queue",
+                suggestion="Take it off the queue first: DELETE /api/queue/{name}",
+                details={"run": run.name},
+            )
+        yield
+
+
+def rename_run(run: Run, name: str) -> Run:
+    """Raises RunBusy, Conflict if the name is taken, InvalidRequest if it cannot be one."""
+    if not RUN_NAME.fullmatch(name) or name.endswith("."):
+        raise InvalidRequest(
+            "A run's name has up to 201 letters, digits and . _ + -, and begins with one of the "
+            "first two"
+        )
+    target = run.folder.parent / name
+    with exclusive(run), file_lock(run.folder.parent / ".create.lock"):
+        if target.exists():
+            raise Conflict("There is a run of that name", details={"run": name})
+        with storage_errors("the run folder"):
+            os.rename(run.folder, target)
+        renamed = Run(target, run.workspace)
+        renamed.write_record(renamed.record().model_copy(update={"name": name}))
+    return renamed
+
+
+def clone_recipe(run: Run, overrides: dict[str, Any]) -> Recipe:
+    """The run's recipe with `overrides`. Raises ConfigError.
+
+    What had been filled in from other fields is left open again, to follow the overrides.
+    """
+    recipe = run.record().recipe
+    open_again = {
+        name: None
+        for name in _FILLED_IN
+        if getattr(recipe.model_copy(update={name: None}).resolved(), name) == getattr(recipe, name)
+    }
+    return parse_recipe({**recipe.model_dump(), "queue": False, **open_again, **overrides})

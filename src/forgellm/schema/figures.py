@@ -1,0 +1,145 @@
+"""Replies about how runs went: checkpoints, curves, comparisons, estimates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from forgellm.schema.reply import Item, Reply
+from forgellm.schema.run import MetricsLine
+
+
+class CheckpointItem(Item):
+    iteration: int
+    path: str = Field(examples=["models/cpt/my_model/0000300_adapters.safetensors"])
+    validation_loss: float | None
+    rank: int = Field(description="1 is the best, by validation loss.")
+    is_best: bool
+    size_mb: float
+    created_at: str
+
+
+class CheckpointsReply(Reply):
+    checkpoints: list[CheckpointItem] = Field(description="Best first.")
+    best_checkpoints: list[int] = Field(description="Iterations of the best three, best first.")
+    training_dir: str | None = Field(description="The run they are of; null without runs.")
+
+
+class Performance(Item):
+    """What sums a run up. Null where nothing was measured."""
+
+    avg_tokens_per_second: float | None = None
+    peak_memory_gb: float | None = None
+    training_stability: float | None = Field(
+        default=None, description="1 without noise, towards 0."
+    )
+    final_loss: float | None = None
+    best_validation_loss: float | None = None
+    best_iteration: int | None = None
+    generalisation_gap: float | None = None
+    trained_tokens: int | None = None
+    training_minutes: float | None = None
+
+
+class DashboardReply(Reply):
+    training_data: list[MetricsLine] = Field(description="At most 2,000 points.")
+    best_checkpoints: list[int]
+    training_config: dict[str, Any] | None = Field(description="The recipe; null without runs.")
+    performance_metrics: Performance
+    training_dir: str | None
+    training_id: str | None
+    phase: str | None
+    is_training: bool
+    overfitting: bool
+    overfitting_iteration: int | None
+
+
+class CurrentMetrics(Item):
+    iteration: int | None
+    training_loss: float | None
+    validation_loss: float | None
+    learning_rate: float | None
+    tokens_per_second: float | None
+    memory_usage_gb: float | None
+    gpu_utilization: float | None = Field(description="0 to 1; null without an NVIDIA GPU.")
+    timestamp: str | None
+
+
+class RealtimeReply(Reply):
+    current_metrics: CurrentMetrics
+    is_training: bool
+    training_id: str | None
+
+
+class Curve(Item):
+    """Values at the iterations of the comparison; null where the run has none."""
+
+    training_loss: list[float | None]
+    validation_loss: list[float | None]
+
+
+class ComparedRun(Item):
+    name: str
+    training_id: str
+    phase: str
+    performance: Performance
+    curve: Curve
+
+
+class CompareReply(Reply):
+    iterations: list[int]
+    runs: list[ComparedRun] = Field(description="In the order asked for.")
+    differences: dict[str, list[Any]] = Field(
+        description="Recipe fields in which the runs differ, with the value of each run."
+    )
+
+
+class MemoryItem(Item):
+    weights_gb: float
+    optimizer_gb: float
+    activations_gb: float
+    process_gb: float
+    total_gb: float
+    available_gb: float
+
+
+class DiskItem(Item):
+    checkpoint_gb: float
+    needed_gb: float = Field(description="All checkpoints kept, and one more being written.")
+    free_gb: float
+
+
+class TimeItem(Item):
+    """From the speed of a former run of the same model here; nulls where there is none."""
+
+    minutes: float | None
+    tokens_per_second: float | None
+    based_on: str | None = Field(description="Name of that run.")
+
+
+class EstimateReply(Reply):
+    fits: bool
+    problem: dict[str, Any] | None = Field(description="Why not, as an error envelope.")
+    memory: MemoryItem
+    disk: DiskItem
+    time: TimeItem
+    max_seq_length: int
+    total_tokens: int = Field(description="Tokens of all updates together.")
+    warnings: list[str]
+
+
+class LogLine(Item):
+    timestamp: str | None
+    level: str | None = Field(description="Null for output that is no log line.")
+    message: str
+
+
+class LogReply(Reply):
+    lines: list[LogLine]
+
+
+class MetricsReply(Reply):
+    metrics: list[MetricsLine]
+    next_offset: int = Field(description="Give it as offset to read on.")
+    has_more: bool

@@ -1,0 +1,152 @@
+"""What a run's files say, in the shapes of the API's replies."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import lru_cache
+from typing import Annotated
+
+from fastapi import Query
+
+from forgellm.errors import RunNotFound
+from forgellm.paths import Workspace
+from forgellm.runs.checkpoints import NUM_BEST, Checkpoint, list_checkpoints, rank
+from forgellm.runs.metrics import METRICS_NAME, downsample, effective, read_lines
+from forgellm.runs.store import Run, active_run, find_run, latest_run
+from forgellm.runs.summary import (
+    average_tokens_per_second,
+    generalisation_gap,
+    peak_memory_gb,
+    progress_percentage,
+    training_stability,
+)
+from forgellm.schema.figures import CheckpointItem, Performance
+from forgellm.schema.manage import RunItem, RunReply
+from forgellm.schema.run import ACTIVE_PHASES, MetricsLine, RunState
+
+MB = 1_000_000
+TrainingDir = Annotated[
+    str | None,
+    Query(
+        min_length=1,
+        max_length=1000,
+        description="A run's folder, name or training_id; default the current run, else the latest.",
+        examples=["models/cpt/my_model"],
+    ),
+]
+
+
+def chosen_run(workspace: Workspace, training_dir: str | None) -> Run | None:
+    """The run in `training_dir`, else the one that trains, else the latest. Raises RunNotFound."""
+    if training_dir is not None:
+        return find_run(workspace, training_dir)
+    return active_run(workspace) or latest_run(workspace)
+
+
+def curve_of(run: Run) -> list[MetricsLine]:
+    """The run's metrics, without what a resume has done again."""
+    return effective(read_lines(run.folder)[0])
+
+
+def checkpoint_items(run: Run) -> list[CheckpointItem]:
+    """Best first."""
+    return [
+        CheckpointItem(
+            iteration=checkpoint.iteration,
+            path=run.workspace.relative(checkpoint.weights),
+            validation_loss=checkpoint.validation_loss,
+            rank=number,
+            is_best=number == 1,
+            size_mb=round(checkpoint.size_bytes / MB, 3),
+            created_at=checkpoint.created_at,
+        )
+        for number, checkpoint in enumerate(rank(list_checkpoints(run.folder)), 1)
+    ]
+
+
+def performance_of(lines: list[MetricsLine], state: RunState) -> Performance:
+    validated = [(x.validation_loss, x.iteration) for x in lines if x.validation_loss is not None]
+    best_loss, best_iteration = min(validated, default=(None, None))
+    losses = [line.training_loss for line in lines]
+    return Performance(
+        avg_tokens_per_second=average_tokens_per_second(lines),
+        peak_memory_gb=peak_memory_gb(lines),
+        training_stability=training_stability(losses),
+        final_loss=next((loss for loss in reversed(losses) if loss is not None), None),
+        best_validation_loss=best_loss,
+        best_iteration=best_iteration,
+        generalisation_gap=generalisation_gap(lines),
+        trained_tokens=lines[-1].trained_tokens if lines else None,
+        training_minutes=state.training_seconds / 60 if lines else None,
+    )
+
+
+def summed_up(run: Run) -> tuple[list[MetricsLine], Performance]:
+    """At most 2,000 points of the run's curve, and its figures. Remembered until the run goes on."""
+    try:
+        found = (run.folder / METRICS_NAME).stat()
+    except OSError:
+        return [], Performance()
+    log = found.st_ino, found.st_size, found.st_mtime_ns
+    return _summed_up(run, log, run.state().training_seconds)
+
+
+@lru_cache(maxsize=16)
+def _summed_up(
+    run: Run, log: tuple[int, int, int], training_seconds: float
+) -> tuple[list[MetricsLine], Performance]:
+    lines = curve_of(run)
+    return downsample(lines), performance_of(lines, RunState(training_seconds=training_seconds))
+
+
+def run_item(run: Run) -> RunItem:
+    """One line of the list of runs, from small files alone. Raises RunNotFound."""
+    record, state = run.record(), run.state()
+    checkpoints = list_checkpoints(run.folder)
+    best = _best(checkpoints)
+    recipe = record.recipe
+    return RunItem(
+        name=run.name,
+        training_id=record.training_id,
+        training_type=record.training_type,
+        output_dir=run.output_dir,
+        model_name=recipe.model_name,
+        dataset=recipe.dataset,
+        created_at=record.created_at,
+        phase=state.phase,
+        is_training=state.phase in ACTIVE_PHASES,
+        current_iteration=state.iteration,
+        max_iterations=recipe.max_iterations,
+        progress_percentage=progress_percentage(state.iteration, recipe.max_iterations),
+        eta_minutes=state.eta_minutes,
+        best_validation_loss=best.validation_loss if best else None,
+        best_iteration=best.iteration if best else None,
+        num_checkpoints=len(checkpoints),
+        overfitting=state.overfitting,
+    )
+
+
+def run_items(runs: list[Run]) -> list[RunItem]:
+    """As `run_item`; runs that have gone meanwhile are left out."""
+    items = []
+    for run in runs:
+        with suppress(RunNotFound):
+            items.append(run_item(run))
+    return items
+
+
+def run_reply(run: Run) -> RunReply:
+    """Everything that is known about a run, but for its curve. Raises RunNotFound."""
+    state, items = run.state(), checkpoint_items(run)
+    return RunReply(
+        run=run_item(run),
+        record=run.record(),
+        state=state,
+        checkpoints=items,
+        best_checkpoints=[item.iteration for item in items[:NUM_BEST]],
+        performance=summed_up(run)[1],
+    )
+
+
+def _best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    return next(iter(rank(checkpoints)), None)
