@@ -1,1 +1,1 @@
-"""The web server: REST now, Socket.IO and the page later."""
+"""The web server: REST, Socket.IO, and the pages."""

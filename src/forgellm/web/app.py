@@ -5,30 +5,58 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from forgellm import __version__, envelope
 from forgellm.guard import Guard, GuardSettings
 from forgellm.paths import Workspace
 from forgellm.supervisor import Supervisor
-from forgellm.web.api import health, model_proxy, training
+from forgellm.web.api import (
+    checkpoints,
+    dashboard,
+    datasets,
+    estimate,
+    filesystem,
+    health,
+    hub,
+    jobs,
+    model_proxy,
+    models,
+    publishing,
+    queue,
+    runs,
+    training,
+    trash,
+)
+from forgellm.web.events import LiveEvents
+from forgellm.web.jobs import JobRunner
 from forgellm.web.pages import docs_page, home_page
 from forgellm.web.run_status import RunStatus
+
+STATIC = Path(__file__).parent / "static"
 
 
 def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: str) -> ASGIApp:
     """While it runs it also looks after the workspace's trainers; these outlive it."""
     model_server = model_proxy.ModelServer(model_server_url)
     run_status = RunStatus(workspace)
+    events = LiveEvents(workspace, settings, model_server)
+    job_runner = JobRunner()
+    job_runner.listeners.append(events.emit_job)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         supervisor = Supervisor(workspace)
         supervisor.start()
+        events.start()
         yield
+        job_runner.close()
+        await events.close()
         await asyncio.to_thread(supervisor.close)
         await model_server.aclose()
 
@@ -43,7 +71,16 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
     envelope.install(app)
     app.include_router(health.make_router(workspace, model_server))
     app.include_router(training.make_router(workspace, run_status))
+    for area in (models, checkpoints, datasets, filesystem, runs, trash, queue, estimate):
+        app.include_router(area.make_router(workspace))
+    app.include_router(dashboard.make_router(workspace, run_status))
+    app.include_router(publishing.make_router(workspace, job_runner))
+    app.include_router(jobs.make_router(job_runner))
+    app.include_router(hub.make_router(workspace, job_runner))
     app.include_router(model_proxy.make_router(model_server))
+
+    app.mount("/socket.io", events.app)
+    app.mount("/static", StaticFiles(directory=STATIC))
 
     @app.get("/", include_in_schema=False)
     def home() -> HTMLResponse:

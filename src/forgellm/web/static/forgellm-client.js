@@ -1,0 +1,381 @@
+/**
+ * ForgeLLM's REST API for JavaScript: browsers and Node 18 or newer, without dependencies.
+ *
+ *     <script src="/static/forgellm-client.js"></script>          sets globalThis.ForgeLLMClient
+ *     import { ForgeLLMClient } from '/static/forgellm-client.mjs'
+ *     const { ForgeLLMClient } = require('./forgellm-client.js')  CommonJS
+ *
+ * Each method is one route and resolves to the server's reply. A failure is a reply too: `success`
+ * is false, and `error`, `error_code`, `details` and `suggestion` say why. Streams throw a
+ * ForgeLLMError instead, and so does everything with the option `throwErrors`.
+ */
+(function () {
+    'use strict';
+
+    /** An error envelope as an exception. */
+    class ForgeLLMError extends Error {
+        constructor(envelope) {
+            super(envelope.error);
+            this.name = 'ForgeLLMError';
+            this.code = envelope.error_code;
+            this.details = envelope.details ?? {};
+            this.suggestion = envelope.suggestion ?? '';
+        }
+    }
+
+    class ForgeLLMClient {
+        /**
+         * @param {string} baseUrl
+         * @param {{throwErrors?: boolean, token?: string}} options `token` is for a server on
+         *     another machine, as it was printed there.
+         */
+        constructor(baseUrl = 'http://localhost:5002', { throwErrors = false, token } = {}) {
+            this.baseUrl = baseUrl.replace(/\/+$/, '');
+            this.throwErrors = throwErrors;
+            this.headers = token ? { Authorization: `Bearer ${token}` } : {};
+        }
+
+        // Training
+
+        /** Start a run of a recipe; the reply has `training_id` and `output_dir`. */
+        startTraining(config) {
+            return this.#post('/api/training/start', config);
+        }
+
+        /** The run that trains, else the last one. */
+        getTrainingStatus() {
+            return this.#get('/api/training/status');
+        }
+
+        stopTraining() {
+            return this.#post('/api/training/stop');
+        }
+
+        /** Continue a run from its newest intact checkpoint. */
+        resumeTraining(trainingId) {
+            return this.#post('/api/training/resume', { training_id: trainingId });
+        }
+
+        /** Make a model of a checkpoint; with `{ async: true }` the reply is a job, at once. */
+        publishCheckpoint(checkpointPath, trainingDir, options = {}) {
+            const body = { checkpoint_path: checkpointPath, training_dir: trainingDir, ...options };
+            return this.#post('/api/training/publish_checkpoint', body);
+        }
+
+        /** Memory, disk and time of a recipe, without starting it. */
+        estimate(config) {
+            return this.#post('/api/estimate', config);
+        }
+
+        /**
+         * A run's updates as they come, the last of them its end; without an id, the current run's.
+         * Each has `event`: `training_update` for each line of the run's metrics, from its first
+         * one on, then `training_complete` or `training_error`.
+         */
+        async *trainingEvents(trainingId, { pollMilliseconds = 1000 } = {}) {
+            const wanted = trainingId ?? checked(await this.getTrainingStatus()).training_id;
+            if (wanted === null) {
+                const error = 'There is no run to follow';
+                throw new ForgeLLMError({ error, error_code: 'NO_ACTIVE_TRAINING' });
+            }
+            const most = checked(await this.getRun(wanted)).run.max_iterations;
+            for (let offset = 0; ; ) {
+                // The state first: a trainer writes its last line before its last state.
+                const status = checked(await this.getTrainingStatus());
+                const isCurrent = status.is_training && status.training_id === wanted;
+                const details = isCurrent ? null : checked(await this.getRun(wanted));
+                for (let hasMore = true; hasMore; ) {
+                    const read = checked(await this.runMetrics(wanted, { offset }));
+                    [offset, hasMore] = [read.next_offset, read.has_more];
+                    const eta = isCurrent ? status.eta_minutes : null;
+                    for (const line of read.metrics) yield updateOf(wanted, line, most, eta);
+                }
+                const end = details && endOf(wanted, details);
+                if (end) {
+                    yield end;
+                    return;
+                }
+                await new Promise((resolve) => setTimeout(resolve, pollMilliseconds));
+            }
+        }
+
+        // Runs, by name or training_id
+
+        /** Newest first; filters are `phase`, `type`, `limit` and `offset`. */
+        listRuns(filters = {}) {
+            return this.#get('/api/runs', filters);
+        }
+
+        getRun(name) {
+            return this.#get(`/api/runs/${part(name)}`);
+        }
+
+        /** `metrics`, and in `next_offset` where to go on; options are `offset` and `since_seq`. */
+        runMetrics(name, options = {}) {
+            return this.#get(`/api/runs/${part(name)}/metrics`, options);
+        }
+
+        /** The end of the trainer's log. */
+        runLog(name, lines) {
+            return this.#get(`/api/runs/${part(name)}/log`, { lines });
+        }
+
+        resumeRun(name) {
+            return this.#post(`/api/runs/${part(name)}/resume`);
+        }
+
+        /** Its recipe with other values in it, for startTraining; nothing is started. */
+        cloneRun(name, overrides = {}) {
+            return this.#post(`/api/runs/${part(name)}/clone`, { overrides });
+        }
+
+        renameRun(name, newName) {
+            return this.#post(`/api/runs/${part(name)}/rename`, { name: newName });
+        }
+
+        /** Move a run to the trash. */
+        deleteRun(name) {
+            return this.#delete(`/api/runs/${part(name)}`);
+        }
+
+        compareRuns(names) {
+            return this.#get('/api/compare', { runs: names.join(',') });
+        }
+
+        listTrash() {
+            return this.#get('/api/trash');
+        }
+
+        /** `name` is that of listTrash. */
+        restoreRun(name) {
+            return this.#post('/api/trash/restore', { name });
+        }
+
+        /** Delete for good what is in the trash. */
+        emptyTrash() {
+            return this.#delete('/api/trash');
+        }
+
+        /** Runs that wait for their turn. */
+        queue() {
+            return this.#get('/api/queue');
+        }
+
+        leaveQueue(name) {
+            return this.#delete(`/api/queue/${part(name)}`);
+        }
+
+        // Models
+
+        /** Begin loading; the reply comes at once, and generating waits until it is there. */
+        loadModel(modelName, adapterPath, options = {}) {
+            const body = { model_name: modelName, adapter_path: adapterPath, ...options };
+            return this.#post('/api/model/load', body);
+        }
+
+        modelStatus() {
+            return this.#get('/api/model/status');
+        }
+
+        unloadModel() {
+            return this.#post('/api/model/unload');
+        }
+
+        /** Load the model, unless none is named, and answer; the reply has `response`. */
+        async generateText(prompt, modelName, { adapterPath, ...options } = {}) {
+            if (modelName) {
+                const loading = await this.loadModel(modelName, adapterPath);
+                if (!loading.success) return loading; // else the model before would answer
+            }
+            return this.#post('/api/model/generate', { prompt, ...options, streaming: false });
+        }
+
+        /** As generateText, in pieces as they are made. Leaving the loop stops the answer. */
+        async *streamText(prompt, modelName, { adapterPath, ...options } = {}) {
+            if (modelName) {
+                const loading = await this.loadModel(modelName, adapterPath);
+                if (!loading.success) throw new ForgeLLMError(loading);
+            }
+            const body = { prompt, ...options, streaming: true };
+            const reply = await this.#send('/api/model/generate', postOf(body));
+            if (!reply.ok) throw new ForgeLLMError(await reply.json());
+            for await (const item of itemsOf(reply.body)) {
+                if (item.type === 'error') throw new ForgeLLMError(item);
+                if (item.type === 'done') return;
+                if (item.text) yield item.text; // nothing while a character is incomplete
+            }
+            throw new ForgeLLMError({ error: 'The answer broke off', error_code: 'UNAVAILABLE' });
+        }
+
+        /** End the answer with this `request_id`; without one, every answer. */
+        cancelGeneration(requestId) {
+            return this.#post('/api/model/cancel', { request_id: requestId });
+        }
+
+        /** What is on this machine. */
+        listModels() {
+            return this.#get('/api/models');
+        }
+
+        /** Models on this machine whose name contains every word of the query. */
+        searchModels(query) {
+            return this.#get('/api/models/search', { q: query });
+        }
+
+        /** Bring a model from the hub; the reply has the `job_id`, at once. */
+        downloadModel(modelName, revision = 'main') {
+            return this.#post('/api/models/download', { model_name: modelName, revision });
+        }
+
+        // Jobs: downloads and publishing
+
+        listJobs() {
+            return this.#get('/api/jobs');
+        }
+
+        getJob(jobId) {
+            return this.#get(`/api/jobs/${part(jobId)}`);
+        }
+
+        cancelJob(jobId) {
+            return this.#post(`/api/jobs/${part(jobId)}/cancel`);
+        }
+
+        // Data, checkpoints and figures
+
+        /** Checkpoints of a run, else of the current or the last one. */
+        checkpoints(trainingDir) {
+            return this.#get('/api/checkpoints', { training_dir: trainingDir });
+        }
+
+        datasetInfo() {
+            return this.#get('/api/dataset/info');
+        }
+
+        /** Documents with their tokens, and the first blocks as they would be trained on. */
+        previewDataset(name, options = {}) {
+            return this.#get(`/api/datasets/${part(name)}/preview`, options);
+        }
+
+        dashboardData(trainingDir) {
+            return this.#get('/api/dashboard/data', { training_dir: trainingDir });
+        }
+
+        dashboardRealtime() {
+            return this.#get('/api/dashboard/realtime');
+        }
+
+        // The server
+
+        health() {
+            return this.#get('/api/health');
+        }
+
+        /** Folders and files below a folder of the workspace. */
+        browse(path) {
+            return this.#get('/api/filesystem/browse', { path });
+        }
+
+        async #get(path, params = {}) {
+            const given = Object.entries(params).filter(([, value]) => value !== undefined);
+            const query = given.length ? `?${new URLSearchParams(given)}` : '';
+            return this.#reply(await this.#send(path + query, {}));
+        }
+
+        async #post(path, body) {
+            return this.#reply(await this.#send(path, postOf(body)));
+        }
+
+        async #delete(path) {
+            return this.#reply(await this.#send(path, { method: 'DELETE' }));
+        }
+
+        #send(path, { headers = {}, ...init }) {
+            return fetch(this.baseUrl + path, { ...init, headers: { ...this.headers, ...headers } });
+        }
+
+        async #reply(response) {
+            const reply = await response.json();
+            if (this.throwErrors && !reply.success) throw new ForgeLLMError(reply);
+            return reply;
+        }
+    }
+
+    /** A name as one part of a path. */
+    function part(name) {
+        return encodeURIComponent(name);
+    }
+
+    function checked(reply) {
+        if (!reply.success) throw new ForgeLLMError(reply);
+        return reply;
+    }
+
+    function updateOf(trainingId, line, maxIterations, etaMinutes) {
+        return {
+            event: 'training_update',
+            training_id: trainingId,
+            ...line,
+            max_iterations: maxIterations,
+            progress_percentage: Math.round((10000 * line.iteration) / maxIterations) / 100,
+            eta_minutes: etaMinutes,
+        };
+    }
+
+    /** The last event of a run that has ended. */
+    function endOf(trainingId, { run, state, performance, best_checkpoints }) {
+        const { phase, iteration, error } = state;
+        const common = { training_id: trainingId, output_dir: run.output_dir, phase };
+        if (phase === 'completed' || phase === 'stopped') {
+            return {
+                event: 'training_complete',
+                success: true,
+                ...common,
+                stopped: phase === 'stopped',
+                stopped_early: state.stopped_early,
+                final_iteration: iteration,
+                final_loss: performance.final_loss,
+                training_time_minutes: state.training_seconds / 60,
+                best_checkpoints,
+            };
+        }
+        // A trainer that vanished has ended when the server has written down what became of it.
+        const hasFailed = (phase === 'failed' || phase === 'interrupted') && error;
+        return hasFailed ? { event: 'training_error', ...error, ...common, iteration } : null;
+    }
+
+    function postOf(body) {
+        if (body === undefined) return { method: 'POST' };
+        return {
+            method: 'POST',
+            headers: { 'Content-Type': 'application/json' },
+            body: JSON.stringify(body),
+        };
+    }
+
+    /** The JSON of each `data:` line of a stream of server-sent events. */
+    async function* itemsOf(stream) {
+        const reader = stream.getReader();
+        const decoder = new TextDecoder();
+        let text = '';
+        try {
+            for (;;) {
+                const { value, done } = await reader.read();
+                if (done) return;
+                const lines = (text + decoder.decode(value, { stream: true })).split('\n');
+                text = lines.pop();
+                for (const line of lines) {
+                    if (line.startsWith('data:')) yield JSON.parse(line.slice(5));
+                }
+            }
+        } finally {
+            await reader.cancel(); // the server stops when nobody reads
+        }
+    }
+
+    globalThis.ForgeLLMClient = ForgeLLMClient;
+    globalThis.ForgeLLMError = ForgeLLMError;
+    if (typeof module === 'object' && module.exports) {
+        module.exports = { ForgeLLMClient, ForgeLLMError };
+    }
+})();

@@ -1,0 +1,5 @@
+/** forgellm-client.js as an ES module. */
+import './forgellm-client.js';
+
+export const { ForgeLLMClient, ForgeLLMError } = globalThis;
+export default ForgeLLMClient;
