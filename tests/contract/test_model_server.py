@@ -145,6 +145,7 @@ def test_replies_have_the_fields_of_the_spec(server: httpx2.Client) -> None:
     answer = server.post("/api/model/generate", json=ASK).json()
     assert answer.pop("generation_time_seconds") > 0 and answer.pop("tokens_per_second") > 0
     count = answer.pop("tokens_generated")
+    assert answer.pop("request_id").startswith("gen-")
     assert answer == {"success": True, "response": TEXT, "finish_reason": "stop"} and count > 5
     assert status(server) == {
         "success": True,
@@ -281,8 +282,9 @@ def test_first_token_is_on_the_wire_before_the_second_is_made(
     assert "".join(item["text"] for item in tokens) == done["response"] == TEXT
     assert set(done) == {
         "type", "response", "tokens_generated", "generation_time_seconds", "tokens_per_second",
-        "finish_reason",
+        "finish_reason", "request_id",
     }  # fmt: skip
+    assert done["request_id"] == reply.headers["x-request-id"]
     assert done["type"] == "done" and not any("\ufffd" in item["text"] for item in tokens)
 
 

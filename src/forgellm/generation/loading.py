@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,5 +102,5 @@ def _find_path(user_path: str, workspace: Workspace, allow_absolute: bool) -> Pa
     try:
         return workspace.resolve(user_path)
     except PathNotFound:
-        path = Path(user_path).expanduser()
+        path = Path(os.path.expanduser(user_path))
         return path.resolve() if allow_absolute and path.exists() else None

@@ -7,8 +7,10 @@ from starlette.types import ASGIApp
 
 from forgellm import __version__, envelope
 from forgellm.guard import Guard, GuardSettings
+from forgellm.model_server import openai, openai_errors
 from forgellm.model_server.routes import make_router
 from forgellm.model_server.slot import Slot
+from forgellm.model_server.turns import Turns
 
 
 def create_app(slot: Slot, settings: GuardSettings) -> ASGIApp:
@@ -21,5 +23,8 @@ def create_app(slot: Slot, settings: GuardSettings) -> ASGIApp:
         default_response_class=envelope.ForgeJSONResponse,
     )
     envelope.install(app)
-    app.include_router(make_router(slot))
+    openai_errors.install(app)
+    turns = Turns()
+    app.include_router(make_router(slot, turns))
+    app.include_router(openai.make_router(slot, turns))
     return Guard(app, settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import asdict
 from typing import Any
 
@@ -14,17 +14,19 @@ from starlette.responses import Response
 from forgellm import __version__
 from forgellm.envelope import ClosingStream, ForgeJSONResponse, JsonRoute, unless_gone
 from forgellm.errors import ForgeError
-from forgellm.generation.session import Done, Token
+from forgellm.generation.prompt import build_prompt, require_room
+from forgellm.generation.session import CANCELLED, Done, Token, answer
+from forgellm.model_server.loading import LoadedModel
 from forgellm.model_server.slot import Slot
-from forgellm.model_server.turns import AnswerStream, Turns, start_answer
-from forgellm.schema.generation import GenerateRequest, LoadRequest
+from forgellm.model_server.turns import AnswerStream, Turns, Work, new_request_id
+from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest
 
 _NDJSON = "application/x-ndjson"
+_REQUEST_ID = "x-request-id"
 
 
-def make_router(slot: Slot) -> APIRouter:
+def make_router(slot: Slot, turns: Turns) -> APIRouter:
     router = APIRouter(prefix="/api", route_class=JsonRoute)
-    turns = Turns()
 
     @router.get("/health")
     def health() -> dict[str, Any]:
@@ -53,6 +55,12 @@ def make_router(slot: Slot) -> APIRouter:
         media_type = _NDJSON if _NDJSON in request.headers.get("accept", "") else None
         return await unless_gone(request, _reply(slot, turns, body, media_type))
 
+    @router.post("/model/cancel")
+    async def cancel(body: CancelRequest | None = None) -> dict[str, Any]:
+        """End a running or waiting answer, or all; each ends with `finish_reason` "cancelled"."""
+        cancelled = turns.cancel(body.request_id if body else None)
+        return {"success": True, "message": "Generation cancelled", "cancelled": cancelled}
+
     @router.post("/model/unload")
     def unload() -> dict[str, Any]:
         """Free the model's memory."""
@@ -65,33 +73,60 @@ def make_router(slot: Slot) -> APIRouter:
 async def _reply(
     slot: Slot, turns: Turns, body: GenerateRequest, media_type: str | None
 ) -> Response:
-    stream = await start_answer(slot, turns, body)
+    slot.require_load()
+    request_id = body.request_id or new_request_id()
+    stream: AnswerStream[Token | Done] = await turns.start(
+        request_id, slot.wait_ready, lambda model: _prepare(model, body), [CANCELLED]
+    )
     if body.streaming:
-        return _streamed(stream, media_type or "text/event-stream")
+        return _streamed(stream, request_id, media_type or "text/event-stream")
     async for item in stream:
         if isinstance(item, Done):
-            return ForgeJSONResponse({"success": True, **asdict(item)})
+            return ForgeJSONResponse(
+                {"success": True, **asdict(item), "request_id": request_id},
+                headers={_REQUEST_ID: request_id},
+            )
     raise AssertionError("an answer ends with Done or an error")
 
 
-def _streamed(stream: AnswerStream, media_type: str) -> Response:
+def _prepare(model: LoadedModel, body: GenerateRequest) -> Work[Token | Done]:
+    ids = build_prompt(model.tokenizer, body.prompt, body.history, is_base_model=body.is_base_model)
+    require_room(ids, model.engine.info.context_length)
+
+    def work(model: LoadedModel, is_cancelled: Callable[[], bool]) -> Generator[Token | Done]:
+        return answer(model.engine, model.tokenizer, ids, body, is_cancelled=is_cancelled)
+
+    return work
+
+
+def _streamed(stream: AnswerStream[Token | Done], request_id: str, media_type: str) -> Response:
     """Items on the wire as they are made."""
     prefix, suffix = (b"", b"\n") if media_type == _NDJSON else (b"data: ", b"\n\n")
+
+    async def lines() -> AsyncIterator[bytes]:
+        async for event in _events(stream, request_id):
+            yield prefix + orjson.dumps(event) + suffix
+
     return ClosingStream(
-        _lines(stream, prefix, suffix),
+        lines(),
         stream.aclose,
         media_type=media_type,
-        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+        headers={
+            "cache-control": "no-cache",
+            "x-accel-buffering": "no",
+            _REQUEST_ID: request_id,
+        },
     )
 
 
-async def _lines(stream: AnswerStream, prefix: bytes, suffix: bytes) -> AsyncIterator[bytes]:
+async def _events(
+    stream: AnswerStream[Token | Done], request_id: str
+) -> AsyncIterator[dict[str, Any]]:
     try:
         async for item in stream:
-            yield prefix + orjson.dumps(_event(item)) + suffix
+            if isinstance(item, Done):
+                yield {"type": "done", **asdict(item), "request_id": request_id}
+            elif item.text:
+                yield {"type": "token", "text": item.text}
     except ForgeError as error:
-        yield prefix + orjson.dumps({"type": "error", **error.to_dict()}) + suffix
-
-
-def _event(item: Token | Done) -> dict[str, Any]:
-    return {"type": "done" if isinstance(item, Done) else "token", **asdict(item)}
+        yield {"type": "error", **error.to_dict(), "request_id": request_id}

@@ -46,6 +46,17 @@ class Slot:
         self._lock = RLock()  # guards _current and its model
         self._one_load = Lock()  # held by the thread that reads weights
 
+    @property
+    def workspace(self) -> Workspace:
+        return self._workspace
+
+    def current(self) -> tuple[LoadRequest, Source] | None:
+        """What is loaded or loading, unless that failed."""
+        load = self._current
+        if load is None or load.source is None or load.error:
+            return None
+        return load.request, load.source
+
     def load(self, request: LoadRequest, *, allow_absolute: bool = False) -> None:
         """Start loading and return. What is loaded or loading already stays.
 

@@ -1,24 +1,41 @@
-"""One answer at a time, first come, first served, each in a thread of its own."""
+"""One request's answers at a time, first come, first served, each in a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import closing
 from threading import Event, Thread
+from typing import Generic, TypeVar
 
-from forgellm.errors import ForgeError, ModelNotLoaded, Unavailable
-from forgellm.generation.prompt import build_prompt, require_room
-from forgellm.generation.session import Done, Token, answer
+from forgellm.errors import Conflict, ForgeError, ModelNotLoaded, NotFound, Unavailable
 from forgellm.model_server.loading import LoadedModel, detached
-from forgellm.model_server.slot import Slot
-from forgellm.schema.generation import GenerateRequest
 
 _log = logging.getLogger(__name__)
 MAX_WAITING = 64
 
-Item = Token | Done | ForgeError
+Item = TypeVar("Item")
+# Makes the items in a thread, from the model and a question: has the request been cancelled?
+Work = Callable[[LoadedModel, Callable[[], bool]], Generator[Item]]
+
+
+class Ticket:
+    """A request that waits or is being answered."""
+
+    def __init__(self) -> None:
+        self.waiting: asyncio.Timeout | None = None
+        self._cancelled = Event()
+
+    def is_cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """To be called in the event loop."""
+        self._cancelled.set()
+        if self.waiting is not None:
+            self.waiting.reschedule(asyncio.get_running_loop().time())
 
 
 class Turns:
@@ -28,8 +45,57 @@ class Turns:
         self._max_waiting = max_waiting
         self._num_waiting = 0
         self._lock = asyncio.Lock()
+        self._tickets: dict[str, Ticket] = {}
 
-    async def take(self) -> None:
+    async def start(
+        self,
+        request_id: str,
+        get_model: Callable[[], Awaitable[LoadedModel]],
+        prepare: Callable[[LoadedModel], Work[Item]],
+        if_cancelled: Sequence[Item],
+    ) -> AnswerStream[Item]:
+        """The answer, once it is this request's turn, there is a model and it accepts the prompt.
+
+        `prepare` runs in a thread. Whoever is cancelled before that gets the items `if_cancelled`.
+        Raises Conflict, Unavailable and what `get_model` and `prepare` raise.
+        """
+        if request_id in self._tickets:
+            raise Conflict("A request with this request_id is running or waiting already")
+        ticket = self._tickets[request_id] = Ticket()
+        stream = AnswerStream[Item]()
+        try:
+            async with asyncio.timeout(None) as ticket.waiting:
+                await self._take()
+                try:
+                    model = await get_model()
+                    work = await asyncio.to_thread(prepare, model)
+                    stream.start(model, work, ticket, lambda: self._end(request_id))
+                except BaseException:
+                    self._lock.release()
+                    raise
+        except BaseException as error:
+            del self._tickets[request_id]
+            if isinstance(error, TimeoutError) and ticket.is_cancelled():
+                stream.end_with(if_cancelled)
+                return stream
+            raise
+        finally:
+            ticket.waiting = None
+        return stream
+
+    def cancel(self, request_id: str | None) -> list[str]:
+        """Cancel one request, or all; returns the ids of those cancelled. Raises NotFound."""
+        if request_id is not None and request_id not in self._tickets:
+            raise NotFound(
+                "No such request is running or waiting",
+                suggestion="It may have ended by itself.",
+            )
+        cancelled = list(self._tickets) if request_id is None else [request_id]
+        for name in cancelled:
+            self._tickets[name].cancel()
+        return cancelled
+
+    async def _take(self) -> None:
         """Wait for the turn. Raises Unavailable when too many wait already."""
         if self._num_waiting >= self._max_waiting:
             raise Unavailable(
@@ -42,57 +108,38 @@ class Turns:
         finally:
             self._num_waiting -= 1
 
-    def give_back(self) -> None:
+    def _end(self, request_id: str) -> None:
+        del self._tickets[request_id]
         self._lock.release()
 
 
-async def start_answer(slot: Slot, turns: Turns, request: GenerateRequest) -> AnswerStream:
-    """The answer, once the model is loaded and free and has accepted the prompt.
-
-    Raises ModelNotLoaded, Unavailable or InvalidRequest.
-    """
-    slot.require_load()
-    await turns.take()
-    try:
-        model = await slot.wait_ready()
-        prompt_ids = await asyncio.to_thread(_prompt_ids, model, request)
-    except BaseException:
-        turns.give_back()
-        raise
-    return AnswerStream(model, prompt_ids, request, turns.give_back)
+def new_request_id(prefix: str = "gen-") -> str:
+    return prefix + secrets.token_hex(12)
 
 
-def _prompt_ids(model: LoadedModel, request: GenerateRequest) -> list[int]:
-    ids = build_prompt(
-        model.tokenizer, request.prompt, request.history, is_base_model=request.is_base_model
-    )
-    require_room(ids, model.engine.info.context_length)
-    return ids
+class AnswerStream(Generic[Item]):
+    """Items as they are made, in a thread; closing it ends the work within a token."""
 
-
-class AnswerStream:
-    """An answer as it is made, in a thread; closing it ends the work within a token.
-
-    `on_end` is called in the event loop when the thread has let go of the model.
-    """
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        prompt_ids: list[int],
-        request: GenerateRequest,
-        on_end: Callable[[], None],
-    ) -> None:
-        self._items: asyncio.Queue[Item | None] = asyncio.Queue()
+    def __init__(self) -> None:
+        self._items: asyncio.Queue[Item | ForgeError | None] = asyncio.Queue()
         self._closed = Event()
         self._loop = asyncio.get_running_loop()
-        self._on_end = on_end
+
+    def start(
+        self, model: LoadedModel, work: Work[Item], ticket: Ticket, on_end: Callable[[], None]
+    ) -> None:
+        """`on_end` is called in the event loop when the thread has let go of the model."""
         Thread(
-            target=self._run, args=(model, prompt_ids, request), daemon=True, name="answer"
+            target=self._run, args=(model, work, ticket, on_end), daemon=True, name="answer"
         ).start()
 
-    async def __aiter__(self) -> AsyncIterator[Token | Done]:
-        """Tokens with text, then Done. Raises the ForgeError that ended the answer."""
+    def end_with(self, items: Sequence[Item]) -> None:
+        """Give these items, without a thread."""
+        for item in (*items, None):
+            self._items.put_nowait(item)
+
+    async def __aiter__(self) -> AsyncIterator[Item]:
+        """Raises the ForgeError that ended the answer."""
         try:
             while (item := await self._items.get()) is not None:
                 if isinstance(item, ForgeError):
@@ -104,10 +151,12 @@ class AnswerStream:
     async def aclose(self) -> None:
         self._closed.set()
 
-    def _run(self, model: LoadedModel, prompt_ids: list[int], request: GenerateRequest) -> None:
+    def _run(
+        self, model: LoadedModel, work: Work[Item], ticket: Ticket, on_end: Callable[[], None]
+    ) -> None:
         try:
             with model.in_use:
-                self._answer(model, prompt_ids, request)
+                self._make_items(model, work, ticket)
         except ForgeError as error:
             self._put(detached(error))
         except Exception:
@@ -116,22 +165,21 @@ class AnswerStream:
         finally:
             del model
             self._put(None)
-            self._call(self._on_end)
+            self._call(on_end)
 
-    def _answer(self, model: LoadedModel, prompt_ids: list[int], request: GenerateRequest) -> None:
-        with closing(answer(model.engine, model.tokenizer, prompt_ids, request)) as items:
+    def _make_items(self, model: LoadedModel, work: Work[Item], ticket: Ticket) -> None:
+        with closing(work(model, ticket.is_cancelled)) as items:
             for item in items:
                 if self._closed.is_set():
                     return
                 if model.retired.is_set():
                     raise ModelNotLoaded("The model was unloaded while it answered")
-                if isinstance(item, Done) or item.text:
-                    self._put(item)
+                self._put(item)
 
-    def _put(self, item: Item | None) -> None:
+    def _put(self, item: Item | ForgeError | None) -> None:
         self._call(self._items.put_nowait, item)
 
-    def _call(self, function: Callable[..., None], *args: Item | None) -> None:
+    def _call(self, function: Callable[..., None], *args: Item | ForgeError | None) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the server has ended, and with it everyone who waits

@@ -38,6 +38,12 @@ class Sampling(BaseModel):
     temperature: float = Field(0.7, ge=0, le=10)
     top_p: float = Field(0.9, gt=0, le=1)
     repetition_penalty: float = Field(1.1, gt=0, le=10)
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken off a token's logit for each time it was said."
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken off a token's logit once it was said."
+    )
     seed: int | None = Field(None, ge=0, lt=2**31)
 
 
@@ -47,4 +53,17 @@ class GenerateRequest(Sampling):
     streaming: bool = False
     is_base_model: bool | None = Field(
         None, description="true: plain text, no chat template; default: decided by the model."
+    )
+    request_id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        description="A name of your own to cancel it by; default: one is made.",
+    )
+
+
+class CancelRequest(BaseModel):
+    model_config = _STRICT
+
+    request_id: str | None = Field(
+        None, max_length=100, description="As in the reply; without it everything is cancelled."
     )

@@ -1,0 +1,276 @@
+"""The OpenAI-compatible part of the model server's API: requests and replies.
+
+Fields that would change the answer but are not supported are refused, not passed over.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
+from pydantic import ValidationError as PydanticError
+from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
+
+MAX_STOPS = 4
+MAX_PROMPTS = 128
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+_Text = Annotated[str, Field(max_length=1_000_000)]
+_StopText = Annotated[str, Field(min_length=1, max_length=1000)]
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+
+
+def _one_message(message: str) -> WrapValidator:
+    """One sentence where a union would list what each of its members has against the value."""
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except PydanticError:
+            raise ValueError(message) from None
+
+    return WrapValidator(check)
+
+
+class StreamOptions(BaseModel):
+    model_config = _STRICT
+
+    include_usage: bool = Field(False, description="A last chunk with `usage` and no choices.")
+    include_obfuscation: bool = Field(False, description="Accepted; nothing is added.")
+
+
+class _Request(BaseModel):
+    """What both kinds of completion take."""
+
+    model_config = _STRICT
+
+    model: str = Field(
+        min_length=1,
+        max_length=400,
+        description="As listed by `GET /v1/models`; loaded if need be.",
+    )
+    n: int = Field(1, ge=1, le=8, description="Answers to each prompt, made one after another.")
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: Annotated[
+        _StopText | Annotated[list[_StopText], Field(max_length=MAX_STOPS)] | None,
+        _one_message(f"give a string, or up to {MAX_STOPS} of them, of 1 to 1000 characters"),
+    ] = None
+    temperature: float | None = Field(1.0, ge=0, le=2)
+    top_p: float | None = Field(1.0, gt=0, le=1)
+    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
+    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    user: str | None = Field(None, description="Accepted; nothing is made of it.")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class CompletionRequest(_Request):
+    """`POST /v1/completions`. Prompts are text or token ids, one or several."""
+
+    prompt: Annotated[
+        _Text
+        | Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | _TokenIds
+        | Annotated[list[_TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)],
+        _one_message(
+            "give a string, a list of strings, a list of token ids or a list of such lists;"
+            f" at most {MAX_PROMPTS} prompts"
+        ),
+    ]
+    echo: bool | None = Field(False, description="Begin with the prompt, scored with `logprobs`.")
+    max_tokens: int | None = Field(
+        16, ge=0, le=1_000_000, description="0 only with `echo`: nothing but the prompt."
+    )
+    logprobs: int | None = Field(None, ge=0, le=20, description="Likeliest tokens at each place.")
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _check_max_tokens(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value == 0 and not info.data.get("echo"):
+            raise ValueError("0 makes sense only with echo")
+        return value
+
+
+class TextPart(BaseModel):
+    model_config = _STRICT
+
+    type: Literal["text"]
+    text: _Text
+
+
+class ChatMessage(BaseModel):
+    model_config = _STRICT
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        _Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)],
+        _one_message('give a string, or a list of {"type": "text", "text": ...}'),
+    ]
+    name: str | None = Field(None, description="Accepted; nothing is made of it.")
+
+    @property
+    def text(self) -> str:
+        content = self.content
+        return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+class ChatCompletionRequest(_Request):
+    """`POST /v1/chat/completions`. The last message is the user's."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
+    max_tokens: int | None = Field(
+        None, ge=1, le=1_000_000, description="Default: to the end of the context."
+    )
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=1_000_000, description="The newer name of `max_tokens`; it has precedence."
+    )
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="Only with `logprobs`.")
+
+    @field_validator("messages")
+    @classmethod
+    def _check_messages(cls, value: list[ChatMessage]) -> list[ChatMessage]:
+        if value[-1].role != "user":
+            raise ValueError("the last one must be the user's")
+        return value
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _check_top_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs"):
+            raise ValueError("only together with logprobs: true")
+        return value
+
+
+class Usage(BaseModel):
+    """Token counts. The token that ends an answer by itself is not counted."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+OpenAIFinish = Literal["stop", "length", "cancelled"]
+
+
+class CompletionLogprobs(BaseModel):
+    """Lists of equal length. The first token of an echoed prompt has no score."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: OpenAIFinish | None = None
+
+
+class Completion(BaseModel):
+    """Whole, or one chunk of a stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class TopLogprob(BaseModel):
+    """`bytes` is null for a token that holds part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[TokenLogprob]
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: OpenAIFinish
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Delta(TypedDict, total=False):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChunkChoice(BaseModel):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: OpenAIFinish | None = None
+
+
+class ChatChunk(BaseModel):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix time in seconds.")
+    owned_by: Literal["forgellm"] = "forgellm"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class OpenAIError(BaseModel):
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None = None
+    code: str | None = None
+
+
+class OpenAIErrorReply(BaseModel):
+    """How every failure below `/v1` leaves."""
+
+    error: OpenAIError
