@@ -43,7 +43,6 @@ _FOLDERS = {
     "model_server": "The process that holds a model and answers, port 5001",
     "publishing": "What is made of a finished run",
     "runs": "The run store: a run is a folder",
-    "sdk": "Empty in this version; it will know only `schema` and `errors`",
     "training": "A run from its recipe to its final state",
     "web": "The web server, port 5002",
     "web/api": "Its REST routes, one module per area",

@@ -18,7 +18,8 @@ from forgellm.guard import Guard, GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
 from forgellm.model_server.slot import Slot
 from forgellm.paths import Workspace
-from forgellm.schema.generation import GenerateRequest, LoadRequest
+from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest
+from forgellm.schema.publishing import DownloadRequest, PublishRequest
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import ResumeRequest
 from forgellm.web.app import create_app as create_web_server
@@ -155,8 +156,11 @@ def test_every_json_example_is_json(page: Path) -> None:
 REQUESTS: dict[str, Callable[[Any], object]] = {
     "/api/training/start": Recipe.model_validate,
     "/api/training/resume": ResumeRequest.model_validate,
+    "/api/training/publish_checkpoint": PublishRequest.model_validate,
+    "/api/models/download": DownloadRequest.model_validate,
     "/api/model/load": LoadRequest.model_validate,
     "/api/model/generate": GenerateRequest.model_validate,
+    "/api/model/cancel": CancelRequest.model_validate,
 }
 
 

@@ -232,7 +232,8 @@ def test_what_cannot_work_is_said(
 ) -> None:
     result = generate(*arguments)
     assert (result.code, result.out) == (code, "")
-    assert message in result.err.splitlines()[-2 if "\n  " in result.err else -1]
+    (failure,) = (line for line in result.err.splitlines() if line.startswith("forgellm: "))
+    assert message in failure
 
 
 def test_chat_by_pipe_sends_the_history(generate: Generate, reference: Reference) -> None:

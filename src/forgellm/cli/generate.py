@@ -6,18 +6,14 @@ import argparse
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from forgellm.errors import ConfigError, InvalidRequest
+from forgellm.cli.model_choice import ModelChoice, checked
+from forgellm.errors import InvalidRequest
+from forgellm.paths import find_workspace
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from forgellm.generation.conversation import Conversation
-    from forgellm.generation.loading import Source
-    from forgellm.paths import Workspace
-
-    _Values = TypeVar("_Values", bound=BaseModel)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -70,16 +66,19 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows a ?
     prompt = None if args.prompt is None else _given_text("--prompt", args.prompt)
-    conversation = _open_conversation(args)
+    choice = ModelChoice.of_flags(
+        find_workspace(args.workspace), args.model, args.adapter_path, args.engine, args.dtype
+    )
+    conversation = _open_conversation(args, choice)
     if prompt is None:
         from forgellm.cli.repl import run_repl
 
-        return run_repl(conversation)
+        return run_repl(conversation, choice)
     return _answer_once(conversation, prompt, as_json=args.json)
 
 
 def _answer_once(conversation: Conversation, prompt: str, *, as_json: bool) -> int:
-    from forgellm.cli.terminal_text import print_answer
+    from forgellm.cli.answers import print_answer
     from forgellm.generation.session import Done
 
     items = conversation.ask(prompt)
@@ -97,13 +96,11 @@ def _answer_once(conversation: Conversation, prompt: str, *, as_json: bool) -> i
     return 0
 
 
-def _open_conversation(args: argparse.Namespace) -> Conversation:
+def _open_conversation(args: argparse.Namespace, choice: ModelChoice) -> Conversation:
     from forgellm.generation.conversation import Conversation
-    from forgellm.generation.loading import open_source
-    from forgellm.paths import find_workspace
     from forgellm.schema.generation import Sampling
 
-    sampling = _checked(
+    sampling = checked(
         Sampling,
         max_tokens=args.max_tokens,
         temperature=args.temperature,
@@ -112,60 +109,17 @@ def _open_conversation(args: argparse.Namespace) -> Conversation:
         seed=args.seed,
     )
     system = None if args.system is None else _given_text("--system", args.system)
-    name, source = _find(args, find_workspace(args.workspace))
-    adapter = f" with {source.adapter.name}" if source.adapter else ""
-    print(f"Loading {name}{adapter} ... ", end="", file=sys.stderr, flush=True)
-    try:
-        engine, tokenizer = open_source(source)
-    except BaseException:
-        print(file=sys.stderr)
-        raise
-    info = engine.info
-    print(f"{info.engine} on {info.device}, {info.dtype}: {info.dtype_reason}", file=sys.stderr)
+    engine, tokenizer = choice.open()
     return Conversation(engine, tokenizer, sampling, True if args.base else None, system)
-
-
-def _find(args: argparse.Namespace, workspace: Workspace) -> tuple[str, Source]:
-    """The model's name, and its files."""
-    from forgellm.generation.loading import base_model_of, find_source, find_weights
-    from forgellm.schema.generation import LoadRequest
-
-    name = args.model
-    if name is None and args.adapter_path is not None:
-        weights = find_weights(args.adapter_path, workspace, allow_absolute=True)
-        name = base_model_of(weights, workspace)
-    if name is None:
-        raise InvalidRequest(
-            "--model is missing",
-            suggestion="Give --model, or the folder of a run as --adapter-path.",
-        )
-    request = _checked(
-        LoadRequest,
-        model_name=name,
-        adapter_path=args.adapter_path,
-        engine=args.engine,
-        dtype=args.dtype,
-    )
-    return name, find_source(request, workspace, allow_absolute=True)
 
 
 def _given_text(flag: str, text: str) -> str:
     """The text of a flag. Raises InvalidRequest if it is not UTF-8."""
     try:
         if flag == "--prompt" and text == "-":
+            if sys.stdin is None:
+                raise InvalidRequest("Standard input is closed, so --prompt - has nothing to read")
             return sys.stdin.buffer.read().decode().removesuffix("\n")
         return os.fsencode(text).decode()
     except UnicodeDecodeError:
         raise InvalidRequest(f"The text of {flag} is not UTF-8") from None
-
-
-def _checked(kind: type[_Values], **values: Any) -> _Values:
-    """Raises ConfigError naming every bad value."""
-    from pydantic import ValidationError
-
-    from forgellm.schema.recipe import problems_of
-
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        raise ConfigError(problems_of(error)) from None

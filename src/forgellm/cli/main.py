@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from forgellm import __version__
+from forgellm.cli.terminal_text import clean
 from forgellm.errors import ForgeError
 
+_ABOUT = "Teach a language model your own documents, on your own machine."
 _COMMANDS = {
     "demo": ("forgellm.cli.demo", "teach the shipped model the shipped handbook, and measure"),
     "train": ("forgellm.cli.train", "train a model on the documents of a dataset"),
-    "cli": ("forgellm.cli.terminal", "generate text, or chat, in this terminal"),
+    "cli": ("forgellm.cli.terminal", "generate text, chat, and look at a model"),
+    "publish": ("forgellm.cli.publish", "make a model of a checkpoint"),
     "models": ("forgellm.cli.models", "import, list, pull and remove models"),
+    "runs": ("forgellm.cli.runs", "list, show, resume, stop and delete runs"),
+    "data": ("forgellm.cli.datasets", "list the datasets"),
     "start": ("forgellm.cli.serve", "start the model server and the web server"),
     "web": ("forgellm.cli.serve", "start the web server alone"),
     "server": ("forgellm.cli.serve", "start the model server alone"),
+    "completion": ("forgellm.cli.completion", "print a completion script for your shell"),
 }
 
 
@@ -28,28 +36,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser(arguments).parse_args(arguments)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk or a reader that left can be answered
+        return code
     except ForgeError as error:
-        print(f"forgellm: {error.code}: {error.message}", file=sys.stderr)
-        if error.suggestion:
-            print(f"  {error.suggestion}", file=sys.stderr)
+        _print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("forgellm: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        _discard_output()
+        print(f"forgellm: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _print_error(error: ForgeError) -> None:
+    """A line of what was wrong, one of where we looked, and what to do."""
+    lines = [f"forgellm: {error.code}: {error.message}"]
+    if searched := error.details.get("searched_paths"):
+        lines.append(f"  Searched: {', '.join(map(str, searched))}")
+    if error.suggestion:
+        lines.append(f"  {error.suggestion}")
+    # Names from a dataset or a server must not give orders to the terminal.
+    print("\n".join(clean(line) for line in lines), file=sys.stderr)
+
+
+def _discard_output() -> None:
+    """Nothing more can be written; Python must not try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def all_parsers() -> argparse.ArgumentParser:
+    """Knows every command with all its options."""
+    parser, subparsers = _empty_parser()
+    for module in dict.fromkeys(module for module, _ in _COMMANDS.values()):
+        importlib.import_module(module).add_parser(subparsers)
+    return parser
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Knows every command by name, and the options of the one that `arguments` choose."""
-    parser = argparse.ArgumentParser(
-        prog="forgellm",
-        description="Teach a language model your own documents, on your own machine.",
-    )
-    parser.add_argument("--version", action="version", version=f"forgellm {__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser, subparsers = _empty_parser()
     chosen = next((word for word in arguments if word in _COMMANDS), None)
     if chosen is None:
         for name, (_, text) in _COMMANDS.items():
@@ -57,3 +91,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     else:
         importlib.import_module(_COMMANDS[chosen][0]).add_parser(subparsers)
     return parser
+
+
+def _empty_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]:
+    parser = argparse.ArgumentParser(prog="forgellm", description=_ABOUT)
+    parser.add_argument("--version", action="version", version=f"forgellm {__version__}")
+    return parser, parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

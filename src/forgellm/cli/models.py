@@ -87,20 +87,19 @@ def _as_json(model: ListedModel) -> dict[str, Any]:
 
 
 def _print_table(models: list[ListedModel]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from forgellm.cli.tables import print_table
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("NAME", overflow="fold")
-    table.add_column("KIND")
-    table.add_column("TYPE")
-    table.add_column("SIZE", justify="right")
-    table.add_column("CREATED")
-    for model in models:
-        name = model.path or model.name
-        size = f"{model.size_gb:.2f} GB"
-        table.add_row(name, model.kind, model.type or "", size, model.created_at[:16])
-    Console(highlight=False, markup=False).print(table)
+    rows = [
+        (
+            model.path or model.name,
+            model.kind,
+            model.type or "",
+            f"{model.size_gb:.2f} GB",
+            model.created_at[:16],
+        )
+        for model in models
+    ]
+    print_table(("NAME", "KIND", "TYPE", "SIZE", "CREATED"), rows, right=("SIZE",))
 
 
 def _pull(args: argparse.Namespace, workspace: Workspace) -> int:
@@ -114,15 +113,11 @@ def _pull(args: argparse.Namespace, workspace: Workspace) -> int:
 
 def _remove(args: argparse.Namespace, workspace: Workspace) -> int:
     from forgellm.catalog.hub import remove
+    from forgellm.cli.confirm import confirmed
 
-    if not args.yes:
-        try:
-            answer = input(f"Delete {args.name} from this machine? [y/N] ")
-        except EOFError:
-            answer = ""
-        if answer.strip().lower() not in ("y", "yes"):
-            print("Nothing was deleted.")
-            return 1
+    if not args.yes and not confirmed(f"Delete {args.name} from this machine?"):
+        print("Nothing was deleted.")
+        return 1
     freed_bytes = remove(args.name, workspace)
     print(f"Removed {args.name}: {freed_bytes / 1e9:.2f} GB freed.")
     return 0

@@ -4,44 +4,41 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forgellm.cli.terminal_text import clean, print_answer
+from forgellm.cli.answers import print_answer
+from forgellm.cli.repl_commands import Chat, say
 from forgellm.errors import ForgeError
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+    from forgellm.cli.model_choice import ModelChoice
     from forgellm.generation.conversation import Conversation
 
-_HELP = """\
-/help            show this list
-/stats           show figures of this session
-/system [TEXT]   show the system prompt, or set it
-/clear           forget the conversation; the system prompt stays
-/q, /exit        leave (also Ctrl-D)
-Alt-Enter, or a backslash at the end of a line, begins a new line. Ctrl-C stops an answer.
-A line that begins with a space is always text, also where a slash follows."""
 
-
-def run_repl(conversation: Conversation) -> int:
+def run_repl(conversation: Conversation, choice: ModelChoice) -> int:
     """Chat until /q or the end of the input; returns the exit code."""
+    if sys.stdin is None:  # it was closed before we began
+        return 0
     if sys.stdin.isatty():
-        _say("/help lists the commands")
+        say("/help lists the commands")
         texts = _typed_texts()
     else:
         texts = _piped_texts()
+    chat = Chat(conversation, choice)
     for text in texts:
         # What a terminal sends that is not UTF-8 arrives as lone surrogates.
         text = text.encode(errors="replace").decode()
         if not text.startswith("/"):
             if text.strip():
                 _ask(conversation, text)
-        elif not _command(conversation, text):
+        elif not chat.do(text):
             break
     return 0
 
@@ -50,64 +47,12 @@ def _ask(conversation: Conversation, text: str) -> None:
     try:
         done = print_answer(conversation.ask(text))
     except KeyboardInterrupt:
-        _say("(stopped)")
+        say("(stopped)")
     except ForgeError as error:
-        _say(f"{clean(error.message)}. /clear forgets the conversation.")
+        say(f"{error.message}. /clear forgets the conversation.")
     else:
         if done.finish_reason == "length":
-            _say(f"(cut after {done.tokens_generated} tokens)")
-
-
-def _command(conversation: Conversation, text: str) -> bool:
-    """Do what a line with a slash says. False means leave."""
-    name, *rest = text.split(maxsplit=1)
-    if name in ("/q", "/exit"):
-        return False
-    if command := _COMMANDS.get(name):
-        command(conversation, rest[0].strip() if rest else "")
-    else:
-        _say(f"{clean(name)} is not a command; /help lists them")
-    return True
-
-
-def _help(conversation: Conversation, argument: str) -> None:
-    _say(_HELP)
-
-
-def _stats(conversation: Conversation, argument: str) -> None:
-    tokens, seconds = conversation.generated_tokens, conversation.generation_seconds
-    speed = f", {tokens / seconds:.1f} tok/s" if seconds else ""
-    _say(f"Answers: {conversation.num_answers}")
-    _say(f"Generated: {tokens} tokens in {seconds:.1f} s{speed}")
-    context_length = conversation.engine.info.context_length
-    _say(f"Conversation: {conversation.context_tokens} of {context_length} tokens")
-
-
-def _system(conversation: Conversation, argument: str) -> None:
-    if argument:
-        conversation.system = argument
-    _say(
-        f"System prompt: {clean(conversation.system)}"
-        if conversation.system
-        else "No system prompt"
-    )
-
-
-def _clear(conversation: Conversation, argument: str) -> None:
-    conversation.clear()
-    _say("The conversation is forgotten")
-
-
-_COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
-    "/help": _help,
-    "/stats": _stats,
-    "/system": _system,
-    "/clear": _clear,
-}
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+            say(f"(cut after {done.tokens_generated} tokens)")
 
 
 def _piped_texts() -> Iterator[str]:
@@ -143,7 +88,7 @@ def _typed_texts() -> Iterator[str]:
             text = session.prompt()
         except KeyboardInterrupt:
             continue
-        except EOFError:
+        except (EOFError, OSError):  # OSError: the terminal is gone
             return
         yield text
 
@@ -185,4 +130,10 @@ def _history() -> History:
         file.chmod(0o600)
     except (OSError, RuntimeError):  # RuntimeError: nobody's home is known
         return InMemoryHistory()
-    return FileHistory(file)
+
+    class _FileHistory(FileHistory):
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):  # a full disk costs the line, not the chat
+                super().store_string(string)
+
+    return _FileHistory(file)

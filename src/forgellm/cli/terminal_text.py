@@ -6,13 +6,8 @@ the clipboard. A model's words must not give any.
 
 from __future__ import annotations
 
-import sys
 import unicodedata
-from collections.abc import Generator
-from contextlib import closing
 from enum import Enum, auto
-
-from forgellm.generation.session import Done, Token
 
 _ESC = "\x1b"
 _CSI = "\x9b"
@@ -71,24 +66,6 @@ class TerminalText:
 def clean(text: str) -> str:
     """A whole text, as `TerminalText` gives it."""
     return TerminalText().clean(text)
-
-
-def print_answer(items: Generator[Token | Done]) -> Done:
-    """Write an answer to standard output as it comes, and a newline, also where it is cut short.
-
-    An exception, such as KeyboardInterrupt, stops the answer and goes on.
-    """
-    text = TerminalText()
-    with closing(items):
-        try:
-            for item in items:
-                if isinstance(item, Done):
-                    return item
-                sys.stdout.write(text.clean(item.text))
-                sys.stdout.flush()
-        finally:
-            print(flush=True)
-    raise AssertionError("an answer ends with Done")
 
 
 def _after_escape(character: str) -> _State:

@@ -68,6 +68,8 @@ def recipe_from(config: Path | None, given: dict[str, Any]) -> Recipe:
     """A recipe of a YAML file and flags, the flags first. Raises ConfigError, InvalidRequest."""
     if isinstance(given.get("lora_target"), str) and "," in given["lora_target"]:
         given["lora_target"] = given["lora_target"].split(",")
+    if isinstance(given.get("report_to"), str):
+        given["report_to"] = given["report_to"].split(",")
     return parse_recipe({**(_read_yaml(config) if config else {}), **given})
 
 

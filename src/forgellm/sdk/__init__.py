@@ -1,1 +1,5 @@
-"""The Python client, which knows only schema and errors."""
+"""Clients of the REST API. They know only `schema` and `errors`, and run wherever Python does."""
+
+from forgellm.sdk.client import ForgeLLMClient
+
+__all__ = ["ForgeLLMClient"]

@@ -1,0 +1,186 @@
+"""`forgellm.ForgeLLMClient`: the REST API as Python calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from forgellm.sdk.replies import Reply, error_of
+from forgellm.sdk.run_routes import RunRoutes
+from forgellm.sdk.streams import follow_training
+from forgellm.sdk.transport import given
+
+
+class ForgeLLMClient(RunRoutes):
+    """Talks to a web server. Each method is one route and returns the server's reply as a dict.
+
+    A failure is a reply too: `success` is false, and `error`, `error_code`, `details` and
+    `suggestion` say why. With `raise_errors` it is raised instead, as the class of
+    `forgellm.errors` that has its code. What leaves no reply is raised in either case: a server
+    that does not answer (`Unavailable`), and an error inside a stream or inside training events.
+    """
+
+    # Training
+
+    def start_training(self, config: Mapping[str, Any]) -> Reply:
+        """`config` holds the fields of a recipe; the reply has `training_id` and `output_dir`."""
+        return self._post("/api/training/start", dict(config))
+
+    def get_training_status(self) -> Reply:
+        """The run that trains, else the last one."""
+        return self._get("/api/training/status")
+
+    def stop_training(self) -> Reply:
+        return self._post("/api/training/stop")
+
+    def resume_training(
+        self, training_id: str | None = None, *, output_dir: str | None = None
+    ) -> Reply:
+        """Continue a run, given by its id or its folder, from its newest intact checkpoint."""
+        wanted = {"training_id": training_id, "output_dir": output_dir}
+        return self._post("/api/training/resume", given(wanted))
+
+    def publish_checkpoint(
+        self, checkpoint_path: str, training_dir: str | None = None, *, run_async: bool = False
+    ) -> Reply:
+        """Make a model of a checkpoint. With `run_async` the reply is a job, at once."""
+        body = given({"checkpoint_path": checkpoint_path, "training_dir": training_dir})
+        return self._post("/api/training/publish_checkpoint", body | {"async": run_async})
+
+    def estimate(self, config: Mapping[str, Any]) -> Reply:
+        """Memory, disk and time of a recipe, without starting it."""
+        return self._post("/api/estimate", dict(config))
+
+    def training_events(
+        self, training_id: str | None = None, *, poll_seconds: float = 1.0
+    ) -> Iterator[Reply]:
+        """A run's updates as they come, the last of them its end; without an id, the current run's.
+
+        Each has `event`: `training_update` for each line of the run's metrics, from its first one
+        on, then `training_complete` or `training_error`, with the fields of the Socket.IO events.
+        Raises ForgeError.
+        """
+        return follow_training(self, training_id, poll_seconds)
+
+    # Models
+
+    def load_model(
+        self,
+        model_name: str,
+        adapter_path: str | None = None,
+        *,
+        engine: str | None = None,
+        dtype: str | None = None,
+    ) -> Reply:
+        """Begin loading; the reply comes at once, and generating waits until it is there."""
+        body = {"adapter_path": adapter_path, "engine": engine, "dtype": dtype}
+        return self._post("/api/model/load", {"model_name": model_name} | given(body))
+
+    def model_status(self) -> Reply:
+        return self._get("/api/model/status")
+
+    def unload_model(self) -> Reply:
+        return self._post("/api/model/unload")
+
+    def generate_text(
+        self,
+        prompt: str,
+        model_name: str | None = None,
+        *,
+        adapter_path: str | None = None,
+        **kwargs: Any,
+    ) -> Reply:
+        """Load the model, unless none is named, and answer; the reply has `response`.
+
+        `kwargs` are the other fields of `POST /api/model/generate`: `history`, `max_tokens`,
+        `temperature`, `top_p`, `repetition_penalty`, `seed`, `is_base_model`.
+        """
+        if model_name is not None:
+            loading = self.load_model(model_name, adapter_path)
+            if not loading["success"]:  # else the model before would answer in its name
+                return loading
+        return self._post("/api/model/generate", {"prompt": prompt, **kwargs, "streaming": False})
+
+    def stream_text(
+        self,
+        prompt: str,
+        model_name: str | None = None,
+        *,
+        adapter_path: str | None = None,
+        **kwargs: Any,
+    ) -> Iterator[str]:
+        """As `generate_text`, in pieces as they are made. Closing the iterator stops the answer.
+
+        Raises ForgeError, whatever `raise_errors` says.
+        """
+        if model_name is not None:
+            loading = self.load_model(model_name, adapter_path)
+            if not loading["success"]:
+                raise error_of(loading)
+        body = {"prompt": prompt, **kwargs, "streaming": True}
+        yield from self._stream("/api/model/generate", body)
+
+    def cancel_generation(self, request_id: str | None = None) -> Reply:
+        """End the answer that was asked for with this `request_id`; without one, every answer."""
+        return self._post("/api/model/cancel", given({"request_id": request_id}))
+
+    def list_models(self) -> Reply:
+        """What is on this machine: `cached_models`, `cpt_models`, `ift_models`, `published_models`."""
+        return self._get("/api/models")
+
+    def search_models(self, query: str) -> Reply:
+        """Models on this machine whose name contains every word of `query`."""
+        return self._get("/api/models/search", q=query)
+
+    def download_model(self, model_name: str, revision: str = "main") -> Reply:
+        """Bring a model from the hub; the reply has the `job_id`, at once."""
+        body = {"model_name": model_name, "revision": revision}
+        return self._post("/api/models/download", body)
+
+    # Jobs: downloads and publishing
+
+    def list_jobs(self) -> Reply:
+        return self._get("/api/jobs")
+
+    def get_job(self, job_id: str) -> Reply:
+        return self._get(f"/api/jobs/{quote(job_id, safe='')}")
+
+    def cancel_job(self, job_id: str) -> Reply:
+        return self._post(f"/api/jobs/{quote(job_id, safe='')}/cancel")
+
+    # Data, checkpoints and figures
+
+    def checkpoints(self, training_dir: str | None = None) -> Reply:
+        """Checkpoints of a run, else of the current or the last one."""
+        return self._get("/api/checkpoints", training_dir=training_dir)
+
+    def dataset_info(self) -> Reply:
+        return self._get("/api/dataset/info")
+
+    def preview_dataset(
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        max_seq_length: int | None = None,
+        blocks: int | None = None,
+    ) -> Reply:
+        """Its documents with their tokens, and the first blocks as they would be trained on."""
+        route = f"/api/datasets/{quote(name, safe='')}/preview"
+        return self._get(route, model=model, max_seq_length=max_seq_length, blocks=blocks)
+
+    def dashboard_data(self, training_dir: str | None = None) -> Reply:
+        return self._get("/api/dashboard/data", training_dir=training_dir)
+
+    def dashboard_realtime(self) -> Reply:
+        return self._get("/api/dashboard/realtime")
+
+    # The server
+
+    def health(self) -> Reply:
+        return self._get("/api/health")
+
+    def browse(self, path: str | None = None) -> Reply:
+        """Folders and files below a folder of the workspace."""
+        return self._get("/api/filesystem/browse", path=path)
