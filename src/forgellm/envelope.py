@@ -13,9 +13,11 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from forgellm.errors import ForgeError, InvalidRequest
+from forgellm.schema.failure import Failure
 from forgellm.schema.recipe import name_problems
 
 _RETRY_AFTER_SECONDS = "5"
@@ -23,6 +25,14 @@ _CLIENT_GONE = 499
 _HTTP_REFUSALS = {
     404: ("NOT_FOUND", "There is no such route"),
     405: ("METHOD_NOT_ALLOWED", "This route does not take this method"),
+}
+_DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    400: {"model": Failure, "description": "The request cannot work; `details` names the fields"},
+    404: {"model": Failure, "description": "What the request names is not here"},
+    409: {"model": Failure, "description": "Not possible in the present state"},
+    "4XX": {"model": Failure, "description": "Refused before it was read: host, origin, size"},
+    500: {"model": Failure, "description": "A failure inside ForgeLLM"},
+    503: {"model": Failure, "description": "Try again after `Retry-After` seconds"},
 }
 
 
@@ -54,7 +64,11 @@ class _JsonRequest(Request):
 
 
 def install(app: FastAPI) -> None:
-    """Make every failure of `app` leave as the envelope."""
+    """Make every failure of `app` leave as the envelope, and say so in its OpenAPI document.
+
+    To be called before routes are added.
+    """
+    app.router.responses = {**_DOCUMENTED, **app.router.responses}
     app.add_exception_handler(ForgeError, _on_forge_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -134,7 +148,20 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     """What the router refuses: an unknown route, a wrong method, a body it cannot read."""
     assert isinstance(error, HTTPException)
     code, message = _HTTP_REFUSALS.get(error.status_code, ("INVALID_REQUEST", error.detail))
-    return http_error_reply(error.status_code, code, message, headers=error.headers)
+    headers = error.headers
+    if error.status_code == 405 and (methods := _documented_methods(request)):
+        headers = {"allow": ", ".join(methods)}
+    return http_error_reply(error.status_code, code, message, headers=headers)
+
+
+def _documented_methods(request: Request) -> list[str]:
+    """Every method of the request's path; the router itself names those of its first match."""
+    return sorted(
+        method.upper()
+        for path, operations in request.app.openapi()["paths"].items()
+        if compile_path(path)[0].fullmatch(request.scope["path"])
+        for method in operations
+    )
 
 
 async def _on_unexpected_error(request: Request, error: Exception) -> Response:

@@ -62,7 +62,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: GuardSettings) -> None:
         self.app = app
         self._settings = settings
-        self._origins = {_parse_origin(origin) for origin in settings.allowed_origins} - {None}
+        self._origins = {parse_origin(origin) for origin in settings.allowed_origins} - {None}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -128,7 +128,7 @@ class Guard:
 
     def _check_origin(self, scope: Scope, headers: Headers) -> Response | None:
         """Pages of other sites may link here, and nothing else."""
-        origins = {_parse_origin(origin) for origin in headers.getlist("origin")}
+        origins = {parse_origin(origin) for origin in headers.getlist("origin")}
         is_foreign = bool(origins - {_own_origin(scope, headers)} - self._origins)
         site = headers.get("sec-fetch-site", "none")
         is_safe = scope["type"] == "http" and scope["method"] in _SAFE_METHODS
@@ -136,7 +136,7 @@ class Guard:
             headers.get("sec-fetch-mode") == "navigate"
             and headers.get("sec-fetch-dest") == "document"
         )
-        may_read = is_safe and (site == "same-site" or is_navigation)
+        may_read = is_safe and is_navigation
         if not is_foreign:
             if site in ("same-origin", "none") or may_read or self._is_allowed_origin(headers):
                 return None
@@ -185,7 +185,7 @@ class Guard:
 
     def _is_allowed_origin(self, headers: Headers) -> bool:
         origin = headers.get("origin")
-        return origin is not None and _parse_origin(origin) in self._origins
+        return origin is not None and parse_origin(origin) in self._origins
 
     def _with_reply_headers(self, headers: Headers, send: Send) -> Send:
         added = dict(_SECURITY_HEADERS)
@@ -221,7 +221,7 @@ class Guard:
         async def send_unless_too_large(message: Message) -> None:
             # The application answers the broken read in its own way; the guard's answer replaces it.
             if not is_too_large:
-                await send(message)
+                await send(_without_cors(message))
 
         try:
             await self.app(scope, counted_receive, send_unless_too_large)
@@ -234,6 +234,15 @@ class Guard:
 
 class _BodyTooLarge(Exception):
     pass
+
+
+def _without_cors(message: Message) -> Message:
+    """Which other sites may read a reply is said by the guard alone, not by what is behind it."""
+    if message["type"] != "http.response.start":
+        return message
+    headers = message.get("headers", ())
+    kept = [pair for pair in headers if not pair[0].lower().startswith(b"access-control-")]
+    return {**message, "headers": kept}
 
 
 def _refusal(status: int, code: str, message: str, suggestion: str = "") -> Response:
@@ -254,7 +263,7 @@ def _is_loopback(name: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _parse_origin(text: str) -> Origin | None:
+def parse_origin(text: str) -> Origin | None:
     """Scheme, host and port, to be compared as a whole; None for `null` and what is no origin."""
     scheme, separator, rest = text.lower().partition("://")
     match = _HOST.fullmatch(rest)
@@ -265,7 +274,7 @@ def _parse_origin(text: str) -> Origin | None:
 
 def _own_origin(scope: Scope, headers: Headers) -> Origin | None:
     scheme = _HTTP_SCHEMES.get(scope["scheme"], scope["scheme"])
-    return _parse_origin(f"{scheme}://{headers.get('host', '')}")
+    return parse_origin(f"{scheme}://{headers.get('host', '')}")
 
 
 def _cookie(headers: Headers, name: str) -> str:

@@ -277,3 +277,8 @@ def test_a_stopped_run_is_resumed_by_name(web: TestClient, run: Run) -> None:
 def test_an_unfinished_run_without_checkpoints_cannot_be_resumed(web: TestClient, run: Run) -> None:
     other = create_run(run.workspace, tiny_recipe(), 64, phase="stopped")
     failed(web.post(f"/api/runs/{other.name}/resume"), 404, "CHECKPOINT_NOT_FOUND")
+
+
+def test_a_wrong_method_is_told_every_right_one(web: TestClient) -> None:
+    for path in ("/api/runs/some-run", "/api/trash"):
+        assert web.put(path).headers["allow"] == "DELETE, GET"

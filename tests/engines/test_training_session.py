@@ -21,7 +21,6 @@ from forgellm.errors import (
     DatasetNotFound,
     DiskTooSmall,
     DoesNotFit,
-    EngineUnavailable,
     ForgeError,
     NonFiniteLoss,
     UnsupportedModel,
@@ -239,7 +238,7 @@ def test_a_vanished_dataset_without_cache_is_a_clear_error(workspace: Workspace)
     [
         ({"training_type": "ift"}, ConfigError),
         ({"dataset": "absent"}, DatasetNotFound),
-        ({"engine": "mlx"}, EngineUnavailable),
+        ({"engine": "mlx"}, ConfigError),
         ({"lora_target": ["no_such_layer"]}, ConfigError),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from forgellm import hardware
-from forgellm.errors import EngineUnavailable
+from forgellm.errors import ConfigError, EngineUnavailable
 from forgellm.schema.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -17,12 +17,11 @@ _MODULES = {"torch": "forgellm.engines.torch"}
 
 
 def engine_name(requested: str) -> str:
-    """`auto` resolved. Raises EngineUnavailable for an engine this version does not have."""
+    """`auto` resolved. Raises ConfigError for an engine this version does not have."""
     name = hardware.default_engine()[0] if requested == "auto" else requested
     if name not in _MODULES:
-        raise EngineUnavailable(
-            f"The {name} engine is not part of this version.",
-            suggestion=f"Use engine: {' or '.join(_MODULES)}.",
+        raise ConfigError.one(
+            "engine", f"{name} is not part of this version; use {' or '.join(_MODULES)}"
         )
     return name
 

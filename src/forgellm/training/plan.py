@@ -52,7 +52,7 @@ def plan_run(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool = Fal
 def plan_compute(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool) -> Plan:
     """The part of a plan that needs no data.
 
-    Raises ConfigError, EngineUnavailable, ModelNotFound, UnsupportedModel, DoesNotFit,
+    Raises ConfigError, ModelNotFound, UnsupportedModel, DoesNotFit,
     DiskTooSmall.
     """
     if recipe.training_type == "ift":
