@@ -264,3 +264,8 @@ def test_every_active_phase_without_a_trainer_is_interrupted(workspace: Workspac
     for phase in ACTIVE_PHASES:
         run.write_state(RunState(phase=phase))
         assert run.state().phase == "interrupted"
+
+
+def test_the_lock_of_a_run_that_is_gone_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunNotFound):
+        RunLock(tmp_path / "gone").acquire()

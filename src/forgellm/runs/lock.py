@@ -17,7 +17,7 @@ from types import TracebackType
 
 import orjson
 
-from forgellm.errors import RunBusy
+from forgellm.errors import RunBusy, RunNotFound, TrainingFailed
 from forgellm.runs.atomic import read_json, storage_errors
 from forgellm.runs.holder import Holder, boot_id, process_started
 
@@ -55,9 +55,14 @@ class RunLock:
         return lock
 
     def acquire(self) -> RunLock:
-        """Take the lock, or raise RunBusy if another process has it."""
-        with storage_errors(LOCK_NAME):
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        """Take the lock. Raises RunBusy if another process has it, RunNotFound without a folder."""
+        try:
+            with storage_errors(LOCK_NAME):
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except TrainingFailed:
+            if self.path.parent.is_dir():
+                raise
+            raise RunNotFound("The run is gone", details={"run": self.path.parent.name}) from None
         for _ in range(_ATTEMPTS):
             if _try_lock(fd, fcntl.LOCK_EX):
                 self._fd = fd
