@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from forgellm.atomic import write_json
 from forgellm.cli.main import main
 from forgellm.cli.terminal_text import clean
 from forgellm.data.tokenizer import Tokenizer
@@ -24,7 +25,6 @@ from forgellm.engines.torch.train import TorchTrainEngine
 from forgellm.generation.prompt import build_prompt
 from forgellm.generation.session import Done, answer
 from forgellm.paths import Workspace
-from forgellm.runs.atomic import write_json
 from forgellm.runs.checkpoints import write_checkpoint
 from forgellm.runs.store import create_run
 from forgellm.schema.generation import Message, Sampling

@@ -83,8 +83,8 @@ class Chat:
         say("The conversation is forgotten")
 
     def _save(self, argument: str) -> None:
+        from forgellm.atomic import write_json
         from forgellm.paths import iso_utc
-        from forgellm.runs.atomic import write_json
 
         path = _path("/save", argument)
         messages = _messages(self.conversation)

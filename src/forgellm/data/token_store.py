@@ -13,7 +13,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from forgellm.atomic import sync, sync_tree
 from forgellm.data.documents import Listing, ReadReport, dataset_files, fingerprint_of, read_file
 from forgellm.data.long_text import split_text
 from forgellm.data.readers import READER_VERSION
@@ -214,9 +214,7 @@ def _identity(path: Path) -> dict[str, Any]:
 
 def _install(work: Path, target: Path) -> None:
     """Rename `work` to `target`. An entry already there wins if it is sound: it is the same."""
-    for name in (*_FILES, "meta.json"):
-        _flush(work / name)
-    _flush(work)
+    sync_tree(work)
     if target.exists() and open_store(target.parent, target.name) is None:
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         with contextlib.suppress(FileNotFoundError):  # another builder may have been quicker
@@ -227,15 +225,7 @@ def _install(work: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    _flush(target.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(target.parent)
 
 
 def _remove_abandoned(cache: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from forgellm.atomic import read_json, write_json
 from forgellm.catalog import ModelFolder
 from forgellm.data.prepare import PreparedData, prepare_cpt
 from forgellm.data.tokenizer import Tokenizer
@@ -19,7 +20,6 @@ from forgellm.engines.registry import load_generate_engine
 from forgellm.errors import RunNotFound
 from forgellm.paths import Workspace
 from forgellm.runs import checkpoints
-from forgellm.runs.atomic import read_json, write_json
 from forgellm.runs.store import Run, find_run
 from forgellm.schema.recipe import Recipe, parse_recipe
 

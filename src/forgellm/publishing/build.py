@@ -13,6 +13,7 @@ import yaml
 from safetensors import SafetensorError
 
 from forgellm import hardware
+from forgellm.atomic import read_json, storage_error, storage_errors, sync, sync_tree
 from forgellm.catalog import ModelFolder, find_model
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import Agreement, FuseEngine
@@ -22,7 +23,6 @@ from forgellm.paths import utc_now
 from forgellm.publishing.dashboard_png import DASHBOARD_NAME, draw_dashboard
 from forgellm.publishing.model_card import model_card
 from forgellm.publishing.publish import OnProgress, Published
-from forgellm.runs.atomic import read_json, storage_error, storage_errors, sync, sync_tree
 from forgellm.runs.checkpoints import Checkpoint, verify
 from forgellm.runs.lock import file_lock
 from forgellm.runs.store import Run

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from forgellm.atomic import storage_errors
 from forgellm.errors import ForgeError
 from forgellm.paths import find_workspace
-from forgellm.runs.atomic import storage_errors
 from forgellm.runs.store import Run, open_run
 
 DASHBOARD_NAME = "training_dashboard.png"

@@ -18,8 +18,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from forgellm.atomic import read_json, storage_error, sync, sync_tree, write_json
 from forgellm.errors import CheckpointCorrupt, CheckpointNotFound
-from forgellm.runs.atomic import read_json, storage_error, sync, sync_tree, write_json
 from forgellm.runs.manifest import MANIFEST_NAME, corrupt, read_manifest, sha256, write_manifest
 
 NUM_BEST = 3

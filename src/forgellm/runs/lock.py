@@ -17,8 +17,8 @@ from types import TracebackType
 
 import orjson
 
+from forgellm.atomic import read_json, storage_errors
 from forgellm.errors import RunBusy, RunNotFound, TrainingFailed
-from forgellm.runs.atomic import read_json, storage_errors
 from forgellm.runs.holder import Holder, boot_id, process_started
 
 LOCK_NAME = "run.lock"

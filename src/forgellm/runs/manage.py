@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from forgellm.atomic import storage_errors
 from forgellm.errors import Conflict, InvalidRequest, RunBusy
 from forgellm.paths import RUN_NAME
-from forgellm.runs.atomic import storage_errors
 from forgellm.runs.lock import RunLock, file_lock
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe, parse_recipe

@@ -14,8 +14,8 @@ from types import TracebackType
 
 from pydantic import ValidationError
 
+from forgellm.atomic import storage_errors
 from forgellm.paths import iso_utc
-from forgellm.runs.atomic import storage_errors
 from forgellm.schema.run import MetricsLine
 
 METRICS_NAME = "metrics.jsonl"

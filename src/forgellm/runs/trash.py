@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from forgellm.atomic import read_json, storage_errors, write_json
 from forgellm.errors import Conflict, RunNotFound
 from forgellm.paths import Workspace, iso_utc
-from forgellm.runs.atomic import read_json, storage_errors, write_json
 from forgellm.runs.folder_size import folder_size
 from forgellm.runs.lock import file_lock
 from forgellm.runs.manage import exclusive

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forgellm import __version__
+from forgellm.atomic import write_json
 from forgellm.data.prepare import PreparedData, prepare_cpt, reopen_prepared
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import TrainEngine
@@ -15,7 +16,6 @@ from forgellm.engines.registry import load_train_engine
 from forgellm.errors import CheckpointNotFound, ForgeError, OutOfMemory, TrainingFailed
 from forgellm.paths import iso_utc
 from forgellm.runs import checkpoints
-from forgellm.runs.atomic import write_json
 from forgellm.runs.store import Run
 from forgellm.schema.run import MetricsLine, RunRecord, RunState
 from forgellm.training.followers import Followers
