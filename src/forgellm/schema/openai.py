@@ -5,7 +5,7 @@ Fields that would change the answer but are not supported are refused, not passe
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -164,6 +164,18 @@ class Usage(BaseModel):
 
 
 OpenAIFinish = Literal["stop", "length", "cancelled"]
+_Choice = TypeVar("_Choice", bound=BaseModel)
+
+
+class _Reply(BaseModel, Generic[_Choice]):
+    """What both kinds of completion answer with, whole and in chunks."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[_Choice]
+    usage: Usage | None = None
 
 
 class CompletionLogprobs(BaseModel):
@@ -182,15 +194,10 @@ class CompletionChoice(BaseModel):
     finish_reason: OpenAIFinish | None = None
 
 
-class Completion(BaseModel):
+class Completion(_Reply[CompletionChoice]):
     """Whole, or one chunk of a stream."""
 
-    id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage | None = None
 
 
 class TopLogprob(BaseModel):
@@ -221,12 +228,8 @@ class ChatChoice(BaseModel):
     finish_reason: OpenAIFinish
 
 
-class ChatCompletion(BaseModel):
-    id: str
+class ChatCompletion(_Reply[ChatChoice]):
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
     usage: Usage
 
 
@@ -242,13 +245,8 @@ class ChatChunkChoice(BaseModel):
     finish_reason: OpenAIFinish | None = None
 
 
-class ChatChunk(BaseModel):
-    id: str
+class ChatChunk(_Reply[ChatChunkChoice]):
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChatChunkChoice]
-    usage: Usage | None = None
 
 
 class Model(BaseModel):
