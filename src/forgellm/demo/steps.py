@@ -23,7 +23,6 @@ from forgellm.runs import checkpoints
 from forgellm.runs.store import Run, find_run
 from forgellm.schema.recipe import Recipe, parse_recipe
 
-DATASET = "handbook"
 _RECIPE = ASSETS / "demo_recipe.yaml"
 
 
@@ -96,8 +95,8 @@ def recipe() -> Recipe:
 
 
 def copy_handbook(workspace: Workspace) -> None:
-    """Put the shipped handbook into `dataset/handbook`, where a user would put their own."""
-    target = workspace.datasets / DATASET
+    """Put the shipped handbook where the recipe looks for it, as a user would their own."""
+    target = workspace.datasets / recipe().dataset
     target.mkdir(parents=True, exist_ok=True)
     for file in HANDBOOK.glob("*.md"):
         if not (target / file.name).exists():
