@@ -8,6 +8,8 @@
  * Each method is one route and resolves to the server's reply. A failure is a reply too: `success`
  * is false, and `error`, `error_code`, `details` and `suggestion` say why. Streams throw a
  * ForgeLLMError instead, and so does everything with the option `throwErrors`.
+ *
+ * It is one file because a plain script cannot import: it sets its global before the next one runs.
  */
 (function () {
     'use strict';
