@@ -14,11 +14,12 @@ import torch.nn.functional as F
 import transformers
 
 from forgellm.data.batches import Batch
+from forgellm.engines.layers import target_layers
 from forgellm.engines.torch import adapters, load
 from forgellm.engines.torch.attention import NAME, packed_layout
 from forgellm.engines.torch.cross_entropy import linear_cross_entropy, target_log_probs
 from forgellm.engines.torch.generate import TorchGenerateEngine
-from forgellm.engines.torch.lora import lora_layers, merge_lora, target_names
+from forgellm.engines.torch.lora import lora_layers, merge_lora
 from forgellm.engines.torch.scoring import batch_log_probs, loss_sum
 from forgellm.engines.torch.train import TorchTrainEngine
 from forgellm.errors import ConfigError, UnsupportedModel
@@ -328,11 +329,12 @@ def test_only_the_last_layers_train_in_full_mode_too(tmp_path: Path) -> None:
 
 def test_lora_targets(tmp_path: Path) -> None:
     model = load.load_model(build_tiny_model(tmp_path / "m"), torch.float32, CPU)
-    assert len(target_names(model, "all", None)) == 14
-    assert len(target_names(model, "attention", None)) == 8
-    assert len(target_names(model, ["up_proj", "self_attn.q_proj"], 1)) == 2
+    linears = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
+    assert len(target_layers(linears, "all", None)) == 14
+    assert len(target_layers(linears, "attention", None)) == 8
+    assert len(target_layers(linears, ["up_proj", "self_attn.q_proj"], 1)) == 2
     with pytest.raises(ConfigError, match="lora_target"):
-        target_names(model, ["up_proj", "no_such"], None)
+        target_layers(linears, ["up_proj", "no_such"], None)
 
 
 def test_no_logits_of_the_whole_batch_are_ever_held(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from forgellm import hardware
 from forgellm.catalog.safetensors_header import read_header
 from forgellm.catalog.safety import weight_files
+from forgellm.engines.adapter import LoraSettings, settings_beside
 from forgellm.engines.base import Agreement
 from forgellm.engines.torch import load
-from forgellm.engines.torch.adapters import attach_adapter, read_adapter, settings_beside
-from forgellm.engines.torch.lora import LoraLinear, LoraSettings
+from forgellm.engines.torch.adapters import attach_adapter, read_adapter
+from forgellm.engines.torch.lora import LoraLinear
 from forgellm.errors import CheckpointCorrupt, UnsupportedModel
 
 _INDEX = "model.safetensors.index.json"

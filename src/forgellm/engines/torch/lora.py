@@ -1,39 +1,17 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685) and DoRA (Liu et al. 2024, arXiv 2402.09353) layers.
-
-Weights are laid out as mlx-lm lays them out: `lora_a` [in, rank], `lora_b` [rank, out], and DoRA's
-magnitude `m` [out]; the adapter adds `scale * (x @ lora_a) @ lora_b`, with scale = alpha / rank.
-"""
+"""LoRA and DoRA layers; `engines.adapter` says what they compute and names the papers."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgellm.errors import ConfigError
-from forgellm.schema.recipe import LoraTarget
-
-ATTENTION_NAMES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value"})
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    rank: int
-    alpha: float
-    dropout: float = 0.0
-    target: LoraTarget = "all"
-    num_layers: int | None = None
-    dora: bool = False
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
+from forgellm.engines.adapter import LoraSettings
+from forgellm.engines.layers import target_layers
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -122,7 +100,8 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> list[str]:
     Initial values depend on `seed` alone. Raises ConfigError if `lora_target` matches nothing.
     """
     model.requires_grad_(False)
-    names = target_names(model, settings.target, settings.num_layers)
+    linears = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    names = target_layers(linears, settings.target, settings.num_layers)
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         parent_name, _, child = name.rpartition(".")
@@ -134,45 +113,6 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> list[str]:
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
-
-
-def layer_index(name: str) -> int | None:
-    """The block number in a module name such as `model.layers.12.mlp.up_proj`."""
-    match = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name)
-    return int(match.group(1)) if match else None
-
-
-def num_blocks(model: nn.Module) -> int:
-    indices = [layer_index(name) for name, _ in model.named_modules()]
-    return max((i for i in indices if i is not None), default=-1) + 1
-
-
-def target_names(model: nn.Module, target: LoraTarget, num_layers: int | None) -> list[str]:
-    """Names of the linear layers inside blocks that `lora_target` and `num_layers` select."""
-    linears = {
-        name: index
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and (index := layer_index(name)) is not None
-    }
-    first = 0 if num_layers is None else max(0, num_blocks(model) - num_layers)
-    chosen = [n for n, i in linears.items() if i >= first and _matches(n, target)]
-    if not chosen or (
-        isinstance(target, list) and not all(any(_matches(n, [t]) for n in linears) for t in target)
-    ):
-        known = sorted({n.rsplit(".", 1)[-1] for n in linears})
-        raise ConfigError.one(
-            "lora_target", f"names no layer of this model; it has {', '.join(known)}"
-        )
-    return chosen
-
-
-def _matches(name: str, target: LoraTarget) -> bool:
-    if target == "all":
-        return True
-    last = name.rsplit(".", 1)[-1]
-    if target == "attention":
-        return last in ATTENTION_NAMES
-    return any(name == t or name.endswith("." + t) for t in target)
 
 
 @torch.no_grad()

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from forgellm.data.batches import Batch
+from forgellm.engines import adapter
 from forgellm.engines.base import EngineInfo, StepMetrics
+from forgellm.engines.layers import last_blocks
 from forgellm.engines.torch import adapters, load, memory
-from forgellm.engines.torch.lora import LoraSettings, add_lora, layer_index, num_blocks
+from forgellm.engines.torch.lora import add_lora
 from forgellm.engines.torch.scoring import loss_sum, prove_packing
 from forgellm.errors import CheckpointCorrupt
 from forgellm.schema.recipe import Recipe
@@ -38,7 +40,7 @@ class TorchTrainEngine:
         self.model = load.load_model(model_path, weights_dtype, self._place.device)
         vocab_size = int(self.model.config.get_text_config().vocab_size)
         prove_packing(self.model.eval(), self._place.device, weights_dtype, vocab_size)
-        self._lora = None if full else _lora_settings(recipe)
+        self._lora = None if full else adapter.settings_of(recipe)
         self._layer_names = self._make_trainable()
         if recipe.grad_checkpoint:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -176,17 +178,17 @@ class TorchTrainEngine:
     def adapter_config(self) -> dict[str, Any] | None:
         if self._lora is None:
             return None
-        return adapters.adapter_config(self._lora, self._layer_names, self._recipe.model_name)
+        return adapter.adapter_config(self._lora, self._layer_names, self._recipe.model_name)
 
     # --- set-up -----------------------------------------------------------------------------
 
     def _make_trainable(self) -> list[str]:
         if self._lora is not None:
             return add_lora(self.model, self._lora, self._recipe.seed)
-        first = max(0, num_blocks(self.model) - (self._recipe.num_layers or 10**9))
-        for name, parameter in self.model.named_parameters():
-            index = layer_index(name)
-            parameter.requires_grad_(index >= first if index is not None else first == 0)
+        parameters = dict(self.model.named_parameters())
+        trained = set(last_blocks(parameters, self._recipe.num_layers))
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in trained)
         return []
 
     def _make_optimizer(self) -> torch.optim.AdamW:
@@ -212,14 +214,3 @@ class TorchTrainEngine:
             context_length=load.context_length(self.model),
             versions=load.versions(),
         )
-
-
-def _lora_settings(recipe: Recipe) -> LoraSettings:
-    return LoraSettings(
-        rank=recipe.lora_rank,
-        alpha=recipe.lora_alpha or 2.0 * recipe.lora_rank,
-        dropout=recipe.lora_dropout,
-        target=recipe.lora_target,
-        num_layers=recipe.num_layers,
-        dora=recipe.fine_tune_type == "dora",
-    )
