@@ -178,6 +178,31 @@ def test_a_clone_is_the_recipe_with_other_values(web: TestClient, run: Run) -> N
     failed(web.post(url, json={"batch_size": 4}), 400, "INVALID_REQUEST")
 
 
+def test_a_webhooks_address_is_shown_without_its_secret_and_cloned_whole(
+    web: TestClient, run: Run
+) -> None:
+    address = "https://hooks.example.org:8443/services/s3cret?key=s3cret"
+    told = create_run(run.workspace, tiny_recipe(webhook_url=address), 64, phase="queued")
+    details = answer(web.get(f"/api/runs/{told.name}"))
+    dashboard = answer(web.get(f"/api/dashboard/data?training_dir={told.name}"))
+    compared = answer(web.get(f"/api/compare?runs={run.name},{told.name}"))
+    shown = "https://hooks.example.org:8443"
+    assert details["record"]["recipe"]["webhook_url"] == shown
+    assert dashboard["training_config"]["webhook_url"] == shown
+    assert compared["differences"]["webhook_url"] == [None, shown]
+    paths = ("runs", "queue", "training/status", f"checkpoints?training_dir={told.name}")
+    for reply in (
+        details,
+        dashboard,
+        compared,
+        *(web.get(f"/api/{path}").json() for path in paths),
+    ):
+        assert reply["success"] and "s3cret" not in json.dumps(reply)
+    assert told.record().recipe.webhook_url == address
+    cloned = answer(web.post(f"/api/runs/{told.name}/clone"))["recipe"]
+    assert cloned["webhook_url"] == address
+
+
 def test_a_cloned_recipe_starts(web: TestClient, run: Run) -> None:
     overrides = {"max_iterations": 100_000, "queue": True}
     with RunLock(run.folder).acquire():  # so that the new one waits instead of training

@@ -8,8 +8,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from forgellm.paths import Workspace
 from forgellm.runs import checkpoints
 from forgellm.runs.lock import holder
 from forgellm.runs.metrics import effective, read_lines
-from forgellm.runs.store import Run
+from forgellm.runs.store import Run, create_run
 from tiny_workspace import build_tiny_workspace, tiny_recipe
 
 LONG = 120.0
@@ -131,6 +133,36 @@ def test_a_stop_request_keeps_a_checkpoint_and_can_be_resumed(
     wait_until(lambda: last_iteration(run) > state.iteration, run)
     supervisor.stop_training(workspace, run)
     wait_for_end(run)
+
+
+def test_its_log_holds_no_webhooks_address(workspace: Workspace) -> None:
+    events: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            events.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/hook?key=s3cret"
+        recipe = tiny_recipe(webhook_url=url)
+        run = create_run(workspace, recipe, 64)
+        trainer = subprocess.run(
+            [sys.executable, "-m", "forgellm.training", str(run.folder)],
+            cwd=workspace.root,
+            capture_output=True,
+            text=True,
+        )
+        server.shutdown()
+        thread.join()
+    assert (trainer.returncode, len(events)) == (0, 1), trainer.stdout
+    assert "s3cret" not in trainer.stdout + trainer.stderr
 
 
 def test_it_outlives_the_process_that_started_it(workspace: Workspace) -> None:

@@ -20,6 +20,7 @@ LoraTarget = Literal["all", "attention"] | list[str]
 TrackerName = Literal["trackio", "wandb", "tensorboard", "mlflow"]
 
 _MAX_PROBLEMS = 20
+_SCHEME_AND_HOST = r"https?://[^\s/?#@\\]+"
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _SCHEDULE_ALIASES = {
     "cosine_decay": "cosine",
@@ -152,7 +153,7 @@ class Recipe(BaseModel):
     webhook_url: str | None = Field(
         None,
         max_length=2000,
-        pattern=r"^https?://[^\s/?#@\\]+([/?#]\S*)?$",
+        pattern=rf"^{_SCHEME_AND_HOST}([/?#]\S*)?$",
         description="Address that gets a POST when the run completes, fails, stops or overfits.",
     )
     queue: bool = Field(False, description="If a run is active, wait for it instead of failing.")
@@ -186,6 +187,11 @@ class Recipe(BaseModel):
                 "eval_every": self.eval_every or self.save_every,
             }
         )
+
+    def without_secrets(self) -> Recipe:
+        """As replies show it: of a webhook's address only the scheme and the host."""
+        host = re.match(_SCHEME_AND_HOST, self.webhook_url or "")
+        return self.model_copy(update={"webhook_url": host[0] if host else None})
 
 
 def parse_recipe(values: dict[str, Any]) -> Recipe:

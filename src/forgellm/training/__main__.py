@@ -28,6 +28,7 @@ def main() -> int:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else it logs a webhook's whole address
     log = logging.getLogger("forgellm.training")
     run = open_run(find_workspace(), args.run_folder)
     session = Session(progress=log.info)

@@ -21,7 +21,9 @@ def compare(runs: list[Run]) -> CompareReply:
     return CompareReply(
         iterations=iterations,
         runs=[_compared(run, curve, iterations) for run, curve in zip(runs, lines, strict=True)],
-        differences=_differences([run.record().recipe.model_dump() for run in runs]),
+        differences=_differences(
+            [run.record().recipe.without_secrets().model_dump() for run in runs]
+        ),
     )
 
 

@@ -137,10 +137,10 @@ def run_items(runs: list[Run]) -> list[RunItem]:
 
 def run_reply(run: Run) -> RunReply:
     """Everything that is known about a run, but for its curve. Raises RunNotFound."""
-    state, items = run.state(), checkpoint_items(run)
+    record, state, items = run.record(), run.state(), checkpoint_items(run)
     return RunReply(
         run=run_item(run),
-        record=run.record(),
+        record=record.model_copy(update={"recipe": record.recipe.without_secrets()}),
         state=state,
         checkpoints=items,
         best_checkpoints=[item.iteration for item in items[:NUM_BEST]],

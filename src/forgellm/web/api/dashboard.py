@@ -98,7 +98,7 @@ def _dashboard(run: Run) -> DashboardReply:
     return DashboardReply(
         training_data=points,
         best_checkpoints=best_iterations(list_checkpoints(run.folder)),
-        training_config=record.recipe.model_dump(),
+        training_config=record.recipe.without_secrets().model_dump(),
         performance_metrics=performance,
         training_dir=run.output_dir,
         training_id=record.training_id,
