@@ -9,6 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
+from forgellm.paths import Workspace
+from forgellm.runs.store import list_runs
 from security.attack import (
     SECRET,
     Answer,
@@ -18,6 +20,7 @@ from security.attack import (
     check_reveals_nothing,
     fill,
 )
+from security.conftest import Servers
 from security.corpus import chunked_bodies, raw_bodies, usual_request, wrong_fields
 
 JSON = (("content-type", "application/json"),)
@@ -128,6 +131,53 @@ def test_numbers_at_and_beyond_their_bounds(server: Server) -> None:
             check(answer, may_pass=True)
             if _is_outside(value, bounds):
                 assert answer.status == 400 and name.encode() in answer.body, (name, value, answer)
+
+
+def typed_fields(
+    server: Server, schema: dict[str, Any]
+) -> Iterator[tuple[str, set[str], dict[str, Any]]]:
+    """Field, the types it may have, and a request that has it; also of an object in a request."""
+    request = usual_request(server, schema)
+    for name, field in server.resolve(schema).get("properties", {}).items():
+        field = server.resolve(field)
+        options = [server.resolve(option) for option in field.get("anyOf", [field])]
+        yield name, {str(option.get("type")) for option in options}, request
+        if field.get("type") == "object":
+            for inner, kinds, value in typed_fields(server, field):
+                yield inner, kinds, request | {name: value, "\0": name}
+
+
+def with_value(request: dict[str, Any], name: str, value: Any) -> bytes:
+    request = dict(request)
+    if place := request.pop("\0", None):
+        return orjson.dumps(request | {place: request[place] | {name: value}})
+    return orjson.dumps(request | {name: value})
+
+
+def test_no_type_passes_for_another(server: Server, workspace: Workspace) -> None:
+    """What a lax reader would take for a number or a truth value is refused by the field's name."""
+    likenesses = {"boolean": (0, 1, 1.0, "true", "yes", "0"), "integer": ("1", "1.0", True, 1.5)}
+    likenesses["number"] = ("1", "0.5", True)
+    num_tried = 0
+    [run] = list_runs(workspace)
+    for _, path, operation in server.operations("POST"):
+        schema = server.schema(operation)
+        for name, kinds, request in typed_fields(server, schema):
+            if "string" in kinds or not (wanted := kinds & likenesses.keys()):
+                continue
+            bodies = [with_value(request, name, value) for value in likenesses[wanted.pop()]]
+            asks = [Ask("POST", fill(path, run.name), JSON, (body,)) for body in bodies]
+            for answer in server.ask(*asks):
+                assert answer.status == 400 and name in answer.body.decode(), (name, answer)
+                num_tried += 1
+    assert num_tried > 50
+
+
+def test_whole_numbers_may_be_written_with_a_fraction_of_zero(servers: Servers) -> None:
+    body = b'{"model_name": "absent", "dataset": "notes", "max_iterations": 5.0, "batch_size": 0.0}'
+    [answer] = servers.web.ask(Ask("POST", "/api/training/start", JSON, (body,)))
+    assert answer.status == 400
+    assert [problem["field"] for problem in answer.json()["details"]["problems"]] == ["batch_size"]
 
 
 def _is_outside(value: float, bounds: dict[str, float]) -> bool:

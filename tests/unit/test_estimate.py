@@ -69,8 +69,8 @@ def test_what_it_suggests_would_really_fit() -> None:
         require_fit(SMOLLM2, wanted, 3072, "float32", 8_000_000_000)
     words = caught.value.suggestion.replace(",", "").rstrip(".").split()
     suggested = recipe(
-        batch_size=words[words.index("batch_size") + 1],
-        grad_checkpoint=words[words.index("grad_checkpoint") + 1],
+        batch_size=int(words[words.index("batch_size") + 1]),
+        grad_checkpoint=words[words.index("grad_checkpoint") + 1] == "true",
     )
     seq_len = int(words[words.index("max_seq_length") + 1])
     assert require_fit(SMOLLM2, suggested, seq_len, "float32", 8_000_000_000)

@@ -70,7 +70,7 @@ def recipe_from(config: Path | None, given: dict[str, Any]) -> Recipe:
         given["lora_target"] = given["lora_target"].split(",")
     if isinstance(given.get("report_to"), str):
         given["report_to"] = given["report_to"].split(",")
-    return parse_recipe({**(_read_yaml(config) if config else {}), **given})
+    return parse_recipe({**(_read_yaml(config) if config else {}), **given}, from_text=True)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class Demo:
 
 
 def recipe() -> Recipe:
-    return parse_recipe(yaml.safe_load(_RECIPE.read_text()))
+    return parse_recipe(yaml.safe_load(_RECIPE.read_text()), from_text=True)
 
 
 def copy_handbook(workspace: Workspace) -> None:

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from forgellm.schema.request import Request
 from forgellm.schema.run import Phase
 
 
-class SubscribeRequest(BaseModel):
+class SubscribeRequest(Request):
     """`subscribe_training` and `unsubscribe_training`.
 
     Attributes:
@@ -17,8 +18,6 @@ class SubscribeRequest(BaseModel):
             that starts.
         since_seq: the last `seq` the client has seen; what came after it is sent first.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     training_id: str | None = Field(None, min_length=1, max_length=400)
     since_seq: int | None = Field(None, ge=0)

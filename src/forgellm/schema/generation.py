@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+from forgellm.schema.request import Request
 
 
-class LoadRequest(BaseModel):
-    model_config = _STRICT
-
+class LoadRequest(Request):
     model_name: str = Field(min_length=1, max_length=400)
     adapter_path: str | None = Field(
         None,
@@ -22,17 +20,13 @@ class LoadRequest(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
-class Message(BaseModel):
-    model_config = _STRICT
-
+class Message(Request):
     role: Literal["system", "user", "assistant"]
     content: str = Field(max_length=1_000_000)
 
 
-class Sampling(BaseModel):
+class Sampling(Request):
     """How the next token is chosen. `temperature` 0 is greedy."""
-
-    model_config = _STRICT
 
     max_tokens: int = Field(200, ge=1, le=1_000_000)
     temperature: float = Field(0.7, ge=0, le=10)
@@ -61,9 +55,7 @@ class GenerateRequest(Sampling):
     )
 
 
-class CancelRequest(BaseModel):
-    model_config = _STRICT
-
+class CancelRequest(Request):
     request_id: str | None = Field(
         None, max_length=100, description="As in the reply; without it everything is cancelled."
     )

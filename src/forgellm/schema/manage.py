@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from forgellm.schema.figures import CheckpointItem, Performance
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.reply import Item, Reply
+from forgellm.schema.request import Request
 from forgellm.schema.run import Phase, RunRecord, RunState
 
 
-class CloneRequest(BaseModel):
+class CloneRequest(Request):
     """Fields of a recipe that the copy shall have instead."""
-
-    model_config = ConfigDict(extra="forbid")
 
     overrides: dict[str, Any] = Field(
         default_factory=dict,
@@ -27,9 +26,7 @@ class CloneRequest(BaseModel):
     )
 
 
-class RenameRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class RenameRequest(Request):
     name: str = Field(
         max_length=200,
         pattern=r"^[A-Za-z0-9]([A-Za-z0-9._+-]*[A-Za-z0-9_+-])?$",
@@ -37,9 +34,7 @@ class RenameRequest(BaseModel):
     )
 
 
-class RestoreRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class RestoreRequest(Request):
     name: str = Field(min_length=1, max_length=300, description="As GET /api/trash names it.")
 
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -19,14 +18,14 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
+from forgellm.schema.request import Request, WholeNumber
+
 MAX_STOPS = 4
 MAX_PROMPTS = 128
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
 _Text = Annotated[str, Field(max_length=1_000_000)]
 _StopText = Annotated[str, Field(min_length=1, max_length=1000)]
-_TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+_TokenIds = Annotated[list[Annotated[WholeNumber, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 
 
 def _one_message(message: str) -> WrapValidator:
@@ -41,17 +40,13 @@ def _one_message(message: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-class StreamOptions(BaseModel):
-    model_config = _STRICT
-
+class StreamOptions(Request):
     include_usage: bool = Field(False, description="A last chunk with `usage` and no choices.")
     include_obfuscation: bool = Field(False, description="Accepted; nothing is added.")
 
 
-class _Request(BaseModel):
+class _Request(Request):
     """What both kinds of completion take."""
-
-    model_config = _STRICT
 
     model: str = Field(
         min_length=1,
@@ -104,16 +99,12 @@ class CompletionRequest(_Request):
         return value
 
 
-class TextPart(BaseModel):
-    model_config = _STRICT
-
+class TextPart(Request):
     type: Literal["text"]
     text: _Text
 
 
-class ChatMessage(BaseModel):
-    model_config = _STRICT
-
+class ChatMessage(Request):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         _Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)],

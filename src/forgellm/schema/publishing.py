@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from forgellm.schema.reply import Item, Reply
+from forgellm.schema.request import Request
+
+_ID_PART = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 
 JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
-class PublishRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_by_alias=True)
-
+class PublishRequest(Request):
     checkpoint_path: str = Field(
         min_length=1, max_length=1000, description="The checkpoint's weights in its run's folder."
     )
@@ -25,10 +26,14 @@ class PublishRequest(BaseModel):
     )
 
 
-class DownloadRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    model_name: str = Field(min_length=1, max_length=200, description="A model's id on the hub.")
+class DownloadRequest(Request):
+    model_name: str = Field(
+        min_length=1,
+        max_length=200,
+        description="A model's id on the hub.",
+        # Told, not checked here: `is_hub_id` does that, and says more.
+        json_schema_extra={"pattern": rf"^(?!.*(--|\.\.)){_ID_PART}(/{_ID_PART})?$"},
+    )
     revision: str = Field(
         "main", min_length=1, max_length=200, description="Branch, tag or commit."
     )

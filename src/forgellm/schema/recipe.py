@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from forgellm.errors import ConfigError
+from forgellm.schema.request import Request
 
 LrSchedule = Literal["cosine", "linear", "constant", "wsd"]
 LoraTarget = Literal["all", "attention"] | list[str]
@@ -29,10 +30,8 @@ _SCHEDULE_ALIASES = {
 }
 
 
-class Recipe(BaseModel):
+class Recipe(Request):
     """A training request. Fields left out get defaults; `None` means "decided at the start"."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     model_name: str = Field(
         min_length=1,
@@ -194,10 +193,13 @@ class Recipe(BaseModel):
         return self.model_copy(update={"webhook_url": host[0] if host else None})
 
 
-def parse_recipe(values: dict[str, Any]) -> Recipe:
-    """Validate a request. Raises ConfigError naming every bad field."""
+def parse_recipe(values: dict[str, Any], *, from_text: bool = False) -> Recipe:
+    """Validate a request. Raises ConfigError naming every bad field.
+
+    `from_text`: numbers may be text, as flags are, and as YAML has `5e-5`.
+    """
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(values, strict=False if from_text else None)
     except ValidationError as error:
         raise ConfigError(problems_of(error)) from None
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from forgellm.schema.recipe import Recipe
+from forgellm.schema.request import Request
 
 RUN_SCHEMA_VERSION = 1
 
@@ -69,11 +70,10 @@ class MetricsLine(BaseModel):
     timestamp: str
 
 
-class ResumeRequest(BaseModel):
+class ResumeRequest(Request):
     """Which run to continue: by its id, or by its folder."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "anyOf": [
                 {"required": [name], "properties": {name: {"type": "string"}}}
