@@ -75,3 +75,22 @@ def documents_of(batch: Batch) -> list[np.ndarray]:
         for segment in range(segments.max() + 1):
             found.append(tokens[segments == segment])
     return found
+
+
+def build_quantised_model(folder: Path, bits: int, dequantised: Path | None = None) -> Path:
+    """A tiny model as mlx-lm quantises it, `<folder>-plain` it was made from, and on request the
+    plain model with just the weights that the quantised one stands for."""
+    from mlx_lm.utils import dequantize_model, load_model, quantize_model, save_config, save_model
+
+    # Whole groups of 32 in every matrix, which quantising asks for.
+    plain = build_tiny_model(folder.with_name(f"{folder.name}-plain"), num_key_value_heads=4)
+    model, config = load_model(plain)
+    model, config = quantize_model(model, config, 32, bits)
+    folder.mkdir()
+    save_model(folder, model)
+    save_config(dict(config), folder / "config.json")
+    if dequantised is not None:
+        dequantised.mkdir()
+        save_model(dequantised, dequantize_model(model))
+        (dequantised / "config.json").write_text((plain / "config.json").read_text())
+    return folder

@@ -6,6 +6,7 @@ Answers without importing a model library, so that the servers may ask.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import platform
 import shutil
 import subprocess
@@ -24,7 +25,14 @@ def is_apple_silicon() -> bool:
 
 def default_engine() -> tuple[str, str]:
     """Name of the engine that `auto` means here, and why."""
-    return "torch", "PyTorch is the engine of this version on every platform"
+    if is_apple_silicon() and engine_is_installed("mlx"):
+        return "mlx", "MLX is the fastest on Apple silicon"
+    return "torch", "PyTorch computes on NVIDIA GPUs and on every processor"
+
+
+def engine_is_installed(name: str) -> bool:
+    """Whether an engine's library is there. It is looked for, not imported."""
+    return importlib.util.find_spec({"mlx": "mlx_lm"}.get(name, name)) is not None
 
 
 @functools.cache

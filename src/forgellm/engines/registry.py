@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,15 +14,13 @@ from forgellm.schema.recipe import Recipe
 if TYPE_CHECKING:
     from forgellm.engines.base import FuseEngine, GenerateEngine, TrainEngine
 
-_MODULES = {"torch": "forgellm.engines.torch"}
-
 
 def engine_name(requested: str) -> str:
-    """`auto` resolved. Raises ConfigError for an engine this version does not have."""
+    """`auto` resolved. Raises ConfigError where the engine's library is not installed."""
     name = hardware.default_engine()[0] if requested == "auto" else requested
-    if name not in _MODULES:
+    if not hardware.engine_is_installed(name):
         raise ConfigError.one(
-            "engine", f"{name} is not part of this version; use {' or '.join(_MODULES)}"
+            "engine", f"{name} is not installed here; pip install 'forgellm[{name}]'"
         )
     return name
 
@@ -31,8 +30,8 @@ def load_train_engine(recipe: Recipe, model_path: Path) -> TrainEngine:
 
     `recipe` must be resolved. Raises UnsupportedModel, ConfigError, EngineUnavailable.
     """
-    module = _engine_module(recipe.engine, "train")
-    return cast("TrainEngine", module.TorchTrainEngine(recipe, model_path))
+    make = _engine_class(recipe.engine, "train")
+    return cast("TrainEngine", make(recipe, model_path))
 
 
 def load_generate_engine(
@@ -42,21 +41,23 @@ def load_generate_engine(
 
     Raises UnsupportedModel, CheckpointNotFound, EngineUnavailable.
     """
-    module = _engine_module(engine, "generate")
-    return cast("GenerateEngine", module.TorchGenerateEngine(model_path, adapter, dtype=dtype))
+    make = _engine_class(engine, "generate")
+    return cast("GenerateEngine", make(model_path, adapter, dtype=dtype))
 
 
 def load_fuse_engine(engine: str = "auto") -> FuseEngine:
     """What merges a checkpoint into its base. Raises EngineUnavailable."""
-    return cast("FuseEngine", _engine_module(engine, "fuse").TorchFuseEngine())
+    return cast("FuseEngine", _engine_class(engine, "fuse")())
 
 
-def _engine_module(requested: str, part: str) -> Any:
+def _engine_class(requested: str, part: str) -> Callable[..., Any]:
+    """Such as `forgellm.engines.mlx.train.MlxTrainEngine`."""
     name = engine_name(requested)
     try:
-        return importlib.import_module(f"{_MODULES[name]}.{part}")
+        module = importlib.import_module(f"forgellm.engines.{name}.{part}")
     except ImportError as error:
         raise EngineUnavailable(
-            f"The {name} engine cannot start: {error.name} is not installed.",
-            suggestion=f"pip install {error.name}",
+            f"The {name} engine cannot start: {error}",
+            suggestion=f"pip install 'forgellm[{name}]'",
         ) from error
+    return cast("Callable[..., Any]", getattr(module, f"{name.title()}{part.title()}Engine"))

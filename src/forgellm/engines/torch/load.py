@@ -88,7 +88,7 @@ def _refuse_quantised(folder: Path) -> None:
     ):
         raise UnsupportedModel(
             "The model's weights are quantised, which the torch engine does not compute with",
-            suggestion="Use the model's bfloat16 or float16 release.",
+            suggestion="Use the mlx engine, or the model's bfloat16 or float16 release.",
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from forgellm.data.batches import Batch
 from forgellm.engines import adapter
 from forgellm.engines.base import EngineInfo, StepMetrics
+from forgellm.engines.checkpoint_files import OPTIMIZER_FILE, RNG_FILE
 from forgellm.engines.layers import last_blocks
 from forgellm.engines.torch import adapters, load, memory
 from forgellm.engines.torch.lora import add_lora
@@ -21,8 +22,6 @@ from forgellm.engines.torch.scoring import loss_sum, prove_packing
 from forgellm.errors import CheckpointCorrupt
 from forgellm.schema.recipe import Recipe
 
-OPTIMIZER_FILE = "optimizer.safetensors"
-RNG_FILE = "rng.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -171,7 +170,8 @@ class TorchTrainEngine:
                 for key in _MOMENTS
                 if f"{name}.{key}" in state
             }
-        torch.set_rng_state(rng["cpu"])
+        if "cpu" in rng:
+            torch.set_rng_state(rng["cpu"])
         if "cuda" in rng and self._place.device.type == "cuda":
             torch.cuda.set_rng_state(rng["cuda"])
 

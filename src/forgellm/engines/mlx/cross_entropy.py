@@ -1,0 +1,91 @@
+"""Output head and cross-entropy in one, in chunks of rows, so that no `[B*T, vocab]` logits exist.
+
+The gradient is formed in the forward pass, chunk by chunk, while the chunk's logits are still at
+hand (the idea of Liger's fused linear cross-entropy, arXiv 2410.10989).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+CHUNK_BYTES = 256_000_000
+
+# (head parameters, hidden [N, D]) -> logits [N, V]
+Head = Callable[[dict[str, Any], mx.array], mx.array]
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """Rows of logits that take about CHUNK_BYTES in float32."""
+    return max(16, CHUNK_BYTES // (4 * vocab_size))
+
+
+def token_losses(logits: mx.array, targets: mx.array) -> mx.array:
+    """[N] float32 cross-entropies in nats. logits [N, V], targets [N] int."""
+    logits = logits.astype(mx.float32)
+    wanted = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return mx.logsumexp(logits, axis=-1) - wanted
+
+
+def chunked_losses(
+    head: Head, params: dict[str, Any], hidden: mx.array, targets: mx.array, rows: int
+) -> mx.array:
+    """[N] float32 cross-entropies in nats, without a gradient. hidden [N, D], targets [N] int."""
+    return mx.concatenate(
+        [
+            token_losses(head(params, hidden[start : start + rows]), targets[start : start + rows])
+            for start in range(0, hidden.shape[0], rows)
+        ]
+    )
+
+
+def cross_entropy_sum(head: Head, rows: int) -> Callable[..., mx.array]:
+    """The function (params, hidden [N, D], targets [N], weights [N]) -> sum of `weights` times the
+    cross-entropies in nats, float32; differentiable in the head's params and in hidden."""
+
+    def chunk_loss(
+        params: dict[str, Any], hidden: mx.array, targets: mx.array, weights: mx.array
+    ) -> mx.array:
+        return (token_losses(head(params, hidden), targets) * weights).sum()
+
+    loss_and_gradients = mx.value_and_grad(chunk_loss, argnums=(0, 1))
+
+    def forward(
+        params: dict[str, Any], hidden: mx.array, targets: mx.array, weights: mx.array
+    ) -> tuple[mx.array, dict[str, Any], mx.array]:
+        total = mx.zeros((), dtype=mx.float32)
+        d_params = tree_map(lambda p: mx.zeros(p.shape, mx.float32), params)
+        d_hidden = []
+        for start in range(0, hidden.shape[0], rows):
+            part = slice(start, start + rows)
+            loss, (d_p, d_h) = loss_and_gradients(
+                params, hidden[part], targets[part], weights[part]
+            )
+            total = total + loss
+            d_params = tree_map(lambda a, b: a + b, d_params, d_p)
+            d_hidden.append(d_h)
+        return total, d_params, mx.concatenate(d_hidden)
+
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        params, _, targets, weights = primals
+        _, d_params, d_hidden = outputs
+        scale = cotangents[0]
+        return (
+            tree_map(lambda d, p: (d * scale).astype(p.dtype), d_params, params),
+            (d_hidden * scale).astype(d_hidden.dtype),
+            mx.zeros_like(targets),
+            mx.zeros_like(weights),
+        )
+
+    with_gradients = mx.custom_function(forward)
+    with_gradients.vjp(backward)
+
+    def total_loss(
+        params: dict[str, Any], hidden: mx.array, targets: mx.array, weights: mx.array
+    ) -> mx.array:
+        return with_gradients(params, hidden, targets, weights)[0]
+
+    return total_loss

@@ -1,0 +1,264 @@
+"""The MLX training engine: one model, its trainable weights and AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from forgellm.data.batches import Batch
+from forgellm.engines import adapter
+from forgellm.engines.base import EngineInfo, StepMetrics
+from forgellm.engines.layers import last_blocks, layer_index
+from forgellm.engines.mlx import adapters, checkpoint, load, memory, optimizer
+from forgellm.engines.mlx.cross_entropy import chunk_rows, chunked_losses, cross_entropy_sum
+from forgellm.engines.mlx.grad_checkpoint import checkpoint_blocks
+from forgellm.engines.mlx.optimizer import Tensors
+from forgellm.engines.mlx.random_state import random_state, set_random_state
+from forgellm.engines.mlx.scoring import device_batch, packed_hidden_states, prove_packing
+from forgellm.errors import ConfigError, UnsupportedModel
+from forgellm.schema.recipe import Recipe
+
+
+class MlxTrainEngine:
+    """See `engines.base.TrainEngine`."""
+
+    def __init__(self, recipe: Recipe, model_path: Path) -> None:
+        memory.set_limits()
+        self._recipe = recipe
+        self._place = load.choose_placement(recipe.dtype)
+        self._model_path = model_path
+        full = recipe.fine_tune_type == "full"
+        # Full fine-tuning keeps float32 weights, or small updates would be rounded away.
+        self.model, self._config = load.load_model(
+            model_path, mx.float32 if full else self._place.dtype
+        )
+        _require_possible(recipe, self._config)
+        self._split = load.split_model(self.model.eval())
+        self._vocab_size = int(self._split.head(self._hidden_of([0, 1])).shape[-1])
+        prove_packing(self._split, self._place.dtype, self._vocab_size, recipe.batch_size)
+        self._lora = None if full else adapter.settings_of(recipe)
+        num_parameters = load.num_parameters(self.model)
+        self._layer_names = self._make_trainable()
+        if recipe.grad_checkpoint:
+            checkpoint_blocks(self.model)
+        mx.random.seed(recipe.seed)
+        self.params: Tensors = self._trainable()
+        self.moments = optimizer.no_moments(self.params)
+        self.model.train()
+        self._compile()
+        self.info = self._describe(num_parameters)
+        self._grads: Tensors | None = None
+        self._pending_tokens = self._num_tokens = 0
+        self._loss_total = self._grad_norm = mx.array(0.0)
+
+    # --- one update -------------------------------------------------------------------------
+
+    def step(self, batch: Batch, learning_rate: float, update: bool) -> None:
+        with memory.out_of_memory_named():
+            arrays = device_batch(batch)
+            mx.eval(self._loss_total)  # one step is in flight while the next one is prepared
+            loss, self._grads = self._add_gradients(self.params, self._grads, *arrays)
+            self._loss_total = self._loss_total + loss
+            self._pending_tokens += batch.num_targets
+            self._num_tokens += batch.num_targets
+            if update:
+                self._update(learning_rate)
+            mx.async_eval(self._loss_total, self.params, self.moments, self._grads or [])
+
+    def _update(self, learning_rate: float) -> None:
+        """Divide by the tokens of all micro-batches, so that accumulation equals the big batch."""
+        assert self._grads is not None
+        tokens = mx.array(float(max(1, self._pending_tokens)))
+        rate = mx.array(learning_rate)
+        self.params, self.moments, self._grad_norm = self._apply(
+            self.params, self._grads, self.moments, tokens, rate
+        )
+        self._grads, self._pending_tokens = None, 0
+
+    # --- the compiled functions ---------------------------------------------------------------
+
+    def _compile(self) -> None:
+        rows = chunk_rows(self._vocab_size)
+        head_names = self._trainable_head_names()
+        cross_entropy = cross_entropy_sum(self._head, rows)
+
+        def loss_sum(params: Tensors, *arrays: mx.array) -> mx.array:
+            """Sum of the counted tokens' cross-entropies in nats."""
+            tokens, targets, loss_mask, segment_ids = arrays
+            self._use(params)
+            hidden = packed_hidden_states(self._split, tokens, segment_ids)
+            head_params = {name: self._cast(params[name]) for name in head_names}
+            return cross_entropy(head_params, hidden, targets.reshape(-1), loss_mask.reshape(-1))
+
+        loss_and_gradients = mx.value_and_grad(loss_sum)
+
+        def add_gradients(
+            params: Tensors, grads: Tensors | None, *arrays: mx.array
+        ) -> tuple[mx.array, Tensors]:
+            loss, new = loss_and_gradients(params, *arrays)
+            return loss, new if grads is None else tree_map(mx.add, grads, new)
+
+        def apply(
+            params: Tensors,
+            grads: Tensors,
+            moments: optimizer.Moments,
+            tokens: mx.array,
+            learning_rate: mx.array,
+        ) -> tuple[Tensors, optimizer.Moments, mx.array]:
+            grads = tree_map(lambda grad: grad / tokens, grads)
+            norm = optimizer.global_norm(grads)
+            grads = optimizer.clipped(grads, norm, self._recipe.max_grad_norm)
+            decay = self._recipe.weight_decay
+            return *optimizer.adamw(params, grads, moments, learning_rate, decay), norm
+
+        def eval_loss_sum(params: Tensors, *arrays: mx.array) -> mx.array:
+            tokens, targets, loss_mask, segment_ids = arrays
+            self._use(params)
+            hidden = packed_hidden_states(self._split, tokens, segment_ids)
+            losses = chunked_losses(self._head, {}, hidden, targets.reshape(-1), rows)
+            return (losses * loss_mask.reshape(-1)).sum()
+
+        random = [mx.random.state]  # dropout draws from it
+        self._add_gradients = load.compiled(add_gradients, inputs=random, outputs=random)
+        self._apply = load.compiled(apply)
+        self._eval_loss_sum = load.compiled(eval_loss_sum)
+
+    def _use(self, params: Tensors) -> None:
+        """Let the model compute with these weights, in the compute type."""
+        cast = [(name, self._cast(value)) for name, value in params.items()]
+        self.model.update(tree_unflatten(cast))
+
+    def _cast(self, value: mx.array) -> mx.array:
+        return value if self._lora is not None else value.astype(self._place.dtype)
+
+    def _head(self, params: Tensors, hidden: mx.array) -> mx.array:
+        self.model.update(tree_unflatten(list(params.items())))
+        return self._split.head(hidden)
+
+    def _trainable_head_names(self) -> list[str]:
+        """The trainable weights that the output head computes with, found by their gradient."""
+        outside = {n: v for n, v in self.params.items() if layer_index(n) is None}
+        if not outside:
+            return []
+        hidden = self._hidden_of([1, 2, 3])
+
+        def total(params: Tensors) -> mx.array:
+            return mx.square(self._head(params, hidden)).sum()
+
+        grads = mx.grad(total)(outside)
+        return [name for name, grad in grads.items() if bool(mx.any(grad != 0))]
+
+    # --- figures ----------------------------------------------------------------------------
+
+    def read_metrics(self) -> StepMetrics:
+        with memory.out_of_memory_named():
+            metrics = StepMetrics(
+                training_loss=float(self._loss_total) / max(1, self._num_tokens),
+                grad_norm=float(self._grad_norm),
+                num_tokens=self._num_tokens,
+                peak_memory_bytes=memory.peak_bytes(),
+            )
+        self._loss_total = self._grad_norm = mx.array(0.0)
+        self._num_tokens = 0
+        return metrics
+
+    def validation_loss(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> float:
+        total, num_tokens = 0.0, 0
+        self.model.eval()
+        try:
+            for batch in batches:
+                if should_stop():
+                    break
+                with memory.out_of_memory_named():
+                    total += float(self._eval_loss_sum(self.params, *device_batch(batch)))
+                num_tokens += batch.num_targets
+        finally:
+            self.model.train()
+            memory.release_freed()
+        return total / num_tokens if num_tokens else float("nan")
+
+    def rehearse(self, batch: Batch) -> int:
+        """Forward and backward on `batch`, then as if nothing had happened; see the protocol."""
+        memory.reset_peak()
+        random = random_state()
+        with memory.out_of_memory_named():
+            mx.eval(self._add_gradients(self.params, None, *device_batch(batch)))
+        set_random_state(random)
+        return memory.peak_bytes()
+
+    def available_bytes(self) -> int | None:
+        return memory.available_bytes()
+
+    # --- checkpoints ------------------------------------------------------------------------
+
+    def save_weights(self, folder: Path, stem: str) -> list[str]:
+        self._use_exactly(self.params)
+        if self._lora is not None:
+            name = f"{stem}_adapters.safetensors"
+            adapters.save_adapter(self.model, folder / name)
+            return [name]
+        checkpoint.save_model(self.model, self._model_path, folder / f"{stem}_model")
+        return [f"{stem}_model"]
+
+    def save_optimizer(self, folder: Path) -> list[str]:
+        return checkpoint.save_optimizer(self.moments, folder)
+
+    def restore(self, weights: Path, optimizer_folder: Path) -> None:
+        if self._lora is not None:
+            adapters.copy_into(self.model, adapters.read_adapter(weights))
+        else:
+            checkpoint.restore_model(self.model, weights)
+        self.params = self._trainable()
+        self.moments = checkpoint.restore_optimizer(self.params, optimizer_folder)
+
+    def adapter_config(self) -> dict[str, Any] | None:
+        if self._lora is None:
+            return None
+        return adapter.adapter_config(self._lora, self._layer_names, self._recipe.model_name)
+
+    # --- set-up -----------------------------------------------------------------------------
+
+    def _make_trainable(self) -> list[str]:
+        if self._lora is not None:
+            return adapters.add_lora(self.model, self._lora, self._recipe.seed)
+        return []
+
+    def _trainable(self) -> Tensors:
+        if self._lora is not None:
+            return adapters.adapter_tensors(self.model)
+        parameters = dict(tree_flatten(self.model.parameters()))
+        return {n: parameters[n] for n in last_blocks(parameters, self._recipe.num_layers)}
+
+    def _use_exactly(self, params: Tensors) -> None:
+        self.model.update(tree_unflatten(list(params.items())))
+
+    def _hidden_of(self, ids: list[int]) -> mx.array:
+        return self._split.trunk(mx.array([ids]), None)[0]
+
+    def _describe(self, num_parameters: int) -> EngineInfo:
+        return EngineInfo(
+            engine="mlx",
+            device=self._place.device,
+            dtype=self._place.dtype_name,
+            dtype_reason=self._place.reason,
+            num_parameters=num_parameters,
+            num_trainable=sum(int(value.size) for value in self.params.values()),
+            context_length=load.context_length(self._config),
+            versions=load.versions(),
+        )
+
+
+def _require_possible(recipe: Recipe, config: dict[str, Any]) -> None:
+    if recipe.fine_tune_type == "full" and config.get("quantization"):
+        raise UnsupportedModel(
+            "Quantised weights cannot be trained themselves",
+            suggestion="Train an adapter on them (fine_tune_type lora), or take the model's "
+            "bfloat16 release.",
+        )
+    if recipe.grad_checkpoint and recipe.lora_dropout:
+        # MLX draws another mask when it computes a block again: wrong gradients, unnoticed.
+        raise ConfigError.one("lora_dropout", "must be 0 with grad_checkpoint on the MLX engine")
