@@ -27,6 +27,14 @@ def build_tiny_workspace(root: Path, *, num_documents: int = 24, **model_changes
     return workspace
 
 
+def build_two_models(root: Path) -> Workspace:
+    """`models/base/tiny` and `models/base/other`, unlike each other, and no data."""
+    for name in ("tiny", "other"):
+        folder = build_tiny_tokenizer(root / "models" / "base" / name)
+        build_tiny_model(folder, vocab_size=400, seed=len(name))
+    return Workspace(root)
+
+
 def write_documents(workspace: Workspace, name: str, num_documents: int) -> Path:
     folder = workspace.datasets / name
     folder.mkdir(parents=True)

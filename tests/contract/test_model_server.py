@@ -25,8 +25,7 @@ from forgellm.model_server.turns import MAX_WAITING
 from forgellm.paths import Workspace
 from forgellm.schema.generation import Sampling
 from serving import PATIENCE_SECONDS, eventually, served
-from tiny_model import build_tiny_model
-from tiny_tokenizer import build_tiny_tokenizer
+from tiny_workspace import build_two_models
 
 TEXT = "The wheel 🐢 turns all day."
 LOAD = {"model_name": "tiny"}
@@ -92,11 +91,7 @@ class Opener:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    root = tmp_path_factory.mktemp("workspace")
-    for name in ("tiny", "other"):
-        folder = build_tiny_tokenizer(root / "models" / "base" / name)
-        build_tiny_model(folder, vocab_size=400, seed=len(name))
-    return Workspace(root)
+    return build_two_models(tmp_path_factory.mktemp("workspace"))
 
 
 @pytest.fixture

@@ -27,9 +27,7 @@ from forgellm.paths import Workspace
 from forgellm.training.session import Session
 from forgellm.web.app import create_app as create_web_app
 from serving import eventually, served
-from tiny_model import build_tiny_model
-from tiny_tokenizer import build_tiny_tokenizer
-from tiny_workspace import build_tiny_workspace, tiny_recipe
+from tiny_workspace import build_tiny_workspace, build_two_models, tiny_recipe
 
 TINY = "base/tiny"
 TEXT = "The mill stands where two rivers meet 🐢."
@@ -41,11 +39,7 @@ MESSAGES: list[Any] = [
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    root = tmp_path_factory.mktemp("workspace")
-    for name in ("tiny", "other"):
-        folder = build_tiny_tokenizer(root / "models" / "base" / name)
-        build_tiny_model(folder, vocab_size=400, seed=len(name))
-    return Workspace(root)
+    return build_two_models(tmp_path_factory.mktemp("workspace"))
 
 
 def open_in_float32(source: Source) -> LoadedModel:

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from forgellm.cli.model_choice import ModelChoice, checked
+from forgellm.cli.model_choice import ModelChoice, add_model_flags, checked
 from forgellm.errors import InvalidRequest
 from forgellm.paths import find_workspace
 
@@ -22,14 +22,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="answer a prompt, or chat",
         description="Answer a prompt. Without --prompt, chat; /help there lists the commands.",
     )
+    add_model_flags(parser)
     add = parser.add_argument
-    add("--model", help="a model's name or folder (default: what the run was trained from)")
-    add(
-        "--adapter-path",
-        metavar="PATH",
-        help="a run's folder (its best checkpoint) or one checkpoint in it",
-    )
-    add("--workspace", help="folder that holds models/ and dataset/")
     add("--prompt", metavar="TEXT", help="answer this and leave; - reads it from standard input")
     add("--system", metavar="TEXT", help="the system prompt")
     add("--base", action="store_true", help="plain text, also where there is a chat template")

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forgellm.cli.model_choice import ModelChoice
+from forgellm.cli.model_choice import ModelChoice, add_model_flags
 from forgellm.errors import UnsupportedModel
 from forgellm.paths import find_workspace
 
@@ -25,11 +25,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="what a model and an adapter are",
         description="Show facts of a model and of an adapter. No weights are loaded.",
     )
-    add = parser.add_argument
-    add("--model", help="a model's name or folder (default: what the run was trained from)")
-    add("--adapter-path", metavar="PATH", help="a run's folder or one checkpoint in it")
-    add("--workspace", help="folder that holds models/ and dataset/")
-    add("--json", action="store_true", help="machine-readable output")
+    add_model_flags(parser)
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.set_defaults(run=run)
 
 

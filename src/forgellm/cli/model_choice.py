@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
     from forgellm.generation.loading import Source
 
     _Values = TypeVar("_Values", bound=BaseModel)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", help="a model's name or folder (default: what the run was trained from)")
+    add(
+        "--adapter-path",
+        metavar="PATH",
+        help="a run's folder (its best checkpoint) or one checkpoint in it",
+    )
+    add("--workspace", help="folder that holds models/ and dataset/")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from forgellm.runs.summary import (
     training_stability,
 )
 from forgellm.schema.figures import CheckpointItem, Performance
-from forgellm.schema.manage import RunItem, RunReply
+from forgellm.schema.manage import RunChangedReply, RunItem, RunReply
 from forgellm.schema.run import ACTIVE_PHASES, MetricsLine, RunState
 
 MB = 1_000_000
@@ -145,6 +145,15 @@ def run_reply(run: Run) -> RunReply:
         checkpoints=items,
         best_checkpoints=[item.iteration for item in items[:NUM_BEST]],
         performance=summed_up(run)[1],
+    )
+
+
+def run_changed(run: Run, message: str) -> RunChangedReply:
+    return RunChangedReply(
+        message=message,
+        name=run.name,
+        training_id=run.record().training_id,
+        output_dir=run.output_dir,
     )
 
 

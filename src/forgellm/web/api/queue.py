@@ -10,6 +10,7 @@ from forgellm.runs.store import Run, active_run, find_run, list_runs
 from forgellm.schema.manage import QueueItem, QueueReply, RunChangedReply
 from forgellm.supervisor import stop_training
 from forgellm.web.api.runs import RunName
+from forgellm.web.run_figures import run_changed
 
 
 def make_router(workspace: Workspace) -> APIRouter:
@@ -39,12 +40,7 @@ def make_router(workspace: Workspace) -> APIRouter:
                 details={"run": run.name},
             )
         stop_training(workspace, run)
-        return RunChangedReply(
-            message="Run taken off the queue",
-            name=run.name,
-            training_id=run.record().training_id,
-            output_dir=run.output_dir,
-        )
+        return run_changed(run, "Run taken off the queue")
 
     return router
 

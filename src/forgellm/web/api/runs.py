@@ -25,7 +25,7 @@ from forgellm.schema.manage import (
 )
 from forgellm.schema.run import MetricsLine, Phase
 from forgellm.supervisor import resume_training
-from forgellm.web.run_figures import run_items, run_reply
+from forgellm.web.run_figures import run_changed, run_items, run_reply
 
 RunName = Annotated[
     str, Path(min_length=1, max_length=400, description="A run's name, or its training_id.")
@@ -84,7 +84,7 @@ def _add_changing(router: APIRouter, workspace: Workspace) -> None:
         """Continue a run from its newest intact checkpoint."""
         run = find_run(workspace, name)
         resume_training(workspace, run)
-        return _changed(run, "Training resumed successfully")
+        return run_changed(run, "Training resumed successfully")
 
     @router.post("/{name}/clone")
     def clone(name: RunName, body: CloneRequest | None = None) -> CloneReply:
@@ -96,7 +96,7 @@ def _add_changing(router: APIRouter, workspace: Workspace) -> None:
     @router.post("/{name}/rename")
     def rename(name: RunName, body: RenameRequest) -> RunChangedReply:
         """Give a run's folder another name. Its training_id stays."""
-        return _changed(rename_run(find_run(workspace, name), body.name), "Run renamed")
+        return run_changed(rename_run(find_run(workspace, name), body.name), "Run renamed")
 
     @router.delete("/{name}")
     def delete(name: RunName) -> TrashedReply:
@@ -122,12 +122,3 @@ def _read_metrics(run: Run, offset: int, since_seq: int) -> MetricsReply:
         offset = next_offset
     has_more = bool(read_lines(run.folder, offset, _READ_BYTES)[0])
     return MetricsReply(metrics=lines, next_offset=offset, has_more=has_more)
-
-
-def _changed(run: Run, message: str) -> RunChangedReply:
-    return RunChangedReply(
-        message=message,
-        name=run.name,
-        training_id=run.record().training_id,
-        output_dir=run.output_dir,
-    )

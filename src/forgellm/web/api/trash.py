@@ -14,7 +14,7 @@ from forgellm.schema.manage import (
     TrashItem,
     TrashReply,
 )
-from forgellm.web.run_figures import MB
+from forgellm.web.run_figures import MB, run_changed
 
 
 def make_router(workspace: Workspace) -> APIRouter:
@@ -30,13 +30,7 @@ def make_router(workspace: Workspace) -> APIRouter:
     @router.post("/restore")
     def restore(body: RestoreRequest) -> RunChangedReply:
         """Bring a deleted run back to where it was."""
-        run = restore_run(workspace, body.name)
-        return RunChangedReply(
-            message="Run restored",
-            name=run.name,
-            training_id=run.record().training_id,
-            output_dir=run.output_dir,
-        )
+        return run_changed(restore_run(workspace, body.name), "Run restored")
 
     @router.delete("")
     def empty() -> EmptiedReply:
