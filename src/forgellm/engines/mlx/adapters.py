@@ -13,7 +13,8 @@ from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
 
 from forgellm.engines.adapter import LoraSettings, require_fit, settings_beside
 from forgellm.engines.layers import layer_index, target_layers
-from forgellm.errors import CheckpointCorrupt, UnsupportedModel
+from forgellm.engines.mlx.tensor_files import read_tensors, save_tensors
+from forgellm.errors import UnsupportedModel
 
 _LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 _PARTS = frozenset({"lora_a", "lora_b", "m"})
@@ -39,17 +40,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, mx.array]:
 
 
 def save_adapter(model: nn.Module, file: Path) -> None:
-    mx.save_safetensors(str(file), adapter_tensors(model), metadata={"format": "mlx"})
-
-
-def read_adapter(file: Path) -> dict[str, mx.array]:
-    """Raises CheckpointCorrupt if the file is damaged."""
-    try:
-        tensors: dict[str, mx.array] = mx.load(str(file))
-        mx.eval(tensors)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointCorrupt(f"{file.name} cannot be read: {error}") from error
-    return tensors
+    save_tensors(file, adapter_tensors(model))
 
 
 def copy_into(model: nn.Module, tensors: dict[str, mx.array]) -> None:
@@ -68,7 +59,7 @@ def attach_adapter(model: nn.Module, file: Path) -> None:
 
     Raises UnsupportedModel, CheckpointCorrupt.
     """
-    tensors = read_adapter(file)
+    tensors = read_tensors(file)
     layers = sorted({name.rpartition(".")[0] for name in tensors}, key=_order)
     known = dict(model.named_modules())
     for name in layers:

@@ -11,8 +11,9 @@ from mlx.utils import tree_flatten
 
 from forgellm.engines.checkpoint_files import OPTIMIZER_FILE, RNG_FILE
 from forgellm.engines.mlx import load
-from forgellm.engines.mlx.optimizer import Moments, Tensors
+from forgellm.engines.mlx.optimizer import Moments
 from forgellm.engines.mlx.random_state import random_state, set_random_state
+from forgellm.engines.mlx.tensor_files import Tensors, read_tensors, save_tensors
 from forgellm.errors import CheckpointCorrupt
 
 
@@ -20,7 +21,7 @@ def save_model(model: nn.Module, base: Path, folder: Path) -> None:
     """All weights, as they are, in Hugging Face layout."""
     folder.mkdir()
     weights = dict(tree_flatten(model.parameters()))
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    save_tensors(folder / "model.safetensors", weights)
     shutil.copyfile(base / "config.json", folder / "config.json")
 
 
@@ -36,23 +37,21 @@ def save_optimizer(moments: Moments, folder: Path) -> list[str]:
         tensors[f"{name}.exp_avg"] = moments.exp_avg[name]
         tensors[f"{name}.exp_avg_sq"] = moments.exp_avg_sq[name]
         tensors[f"{name}.step"] = moments.step
-    mx.save_safetensors(str(folder / OPTIMIZER_FILE), tensors)
-    mx.save_safetensors(str(folder / RNG_FILE), {"mlx": random_state()})
+    save_tensors(folder / OPTIMIZER_FILE, tensors)
+    save_tensors(folder / RNG_FILE, {"mlx": random_state()})
     return [OPTIMIZER_FILE, RNG_FILE]
 
 
 def restore_optimizer(params: Tensors, folder: Path) -> Moments:
     """The moments of `params`; the random state too, if MLX wrote it. Raises CheckpointCorrupt."""
     try:
-        state = mx.load(str(folder / OPTIMIZER_FILE))
-        random = mx.load(str(folder / RNG_FILE))
-        mx.eval(state, random)
+        state, random = read_tensors(folder / OPTIMIZER_FILE), read_tensors(folder / RNG_FILE)
         moments = Moments(
             {name: state[f"{name}.exp_avg"] for name in params},
             {name: state[f"{name}.exp_avg_sq"] for name in params},
             state[f"{next(iter(params))}.step"],
         )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (CheckpointCorrupt, KeyError) as error:
         raise CheckpointCorrupt(f"The optimiser state cannot be read: {error}") from error
     if "mlx" in random:
         set_random_state(random["mlx"])

@@ -22,7 +22,7 @@ from forgellm.hardware import package_version
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 COMPILE_ON_CPU = False
-DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 @dataclass(frozen=True)

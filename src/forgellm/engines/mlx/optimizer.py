@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from forgellm.engines.mlx.tensor_files import Tensors
+
 BETAS = (0.9, 0.999)
 EPS = 1e-8
-
-Tensors = dict[str, mx.array]
 
 
 class Moments(NamedTuple):

@@ -16,9 +16,9 @@ from forgellm.engines.layers import last_blocks, layer_index
 from forgellm.engines.mlx import adapters, checkpoint, load, memory, optimizer
 from forgellm.engines.mlx.cross_entropy import chunk_rows, chunked_losses, cross_entropy_sum
 from forgellm.engines.mlx.grad_checkpoint import checkpoint_blocks
-from forgellm.engines.mlx.optimizer import Tensors
 from forgellm.engines.mlx.random_state import random_state, set_random_state
 from forgellm.engines.mlx.scoring import device_batch, packed_hidden_states, prove_packing
+from forgellm.engines.mlx.tensor_files import Tensors, read_tensors
 from forgellm.errors import ConfigError, UnsupportedModel
 from forgellm.schema.recipe import Recipe
 
@@ -209,7 +209,7 @@ class MlxTrainEngine:
 
     def restore(self, weights: Path, optimizer_folder: Path) -> None:
         if self._lora is not None:
-            adapters.copy_into(self.model, adapters.read_adapter(weights))
+            adapters.copy_into(self.model, read_tensors(weights))
         else:
             checkpoint.restore_model(self.model, weights)
         self.params = self._trainable()

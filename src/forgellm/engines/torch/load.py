@@ -60,7 +60,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     Raises UnsupportedModel when transformers does not know the architecture, the files are bad, or
     the weights are quantised.
     """
-    _refuse_quantised(folder)
+    refuse_quantised(folder)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -78,7 +78,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     return model.to(device)
 
 
-def _refuse_quantised(folder: Path) -> None:
+def refuse_quantised(folder: Path) -> None:
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
