@@ -77,7 +77,7 @@ def _folders(workspace: Workspace, kind: Literal["base", "published"]) -> Iterat
 
 def _runs(workspace: Workspace, kind: Literal["cpt", "ift"]) -> Iterator[ListedModel]:
     for folder in _subfolders(workspace.runs(kind)):
-        if any(folder.glob("*_adapters.safetensors")) or any(folder.glob("*_model/config.json")):
+        if any(folder.glob("*adapters.safetensors")) or any(folder.glob("*_model/config.json")):
             path = f"{kind}/{folder.name}"
             yield ListedModel(kind, folder.name, path, None, _size(folder), _created(folder))
 

@@ -31,6 +31,7 @@ class Source:
     adapter: Path | None
     engine: str
     dtype: str
+    kv_bits: int | None = None
 
 
 def find_source(
@@ -45,11 +46,12 @@ def find_source(
     adapter = None
     if request.adapter_path:
         adapter = find_weights(request.adapter_path, workspace, allow_absolute=allow_absolute)
-    return Source(model, adapter, request.engine, request.dtype)
+    return Source(model, adapter, request.engine, request.dtype, request.kv_bits)
 
 
 def find_weights(adapter_path: str, workspace: Workspace, *, allow_absolute: bool = False) -> Path:
-    """An adapters' file or the folder of a full checkpoint; a run stands for its best checkpoint.
+    """An adapters' file or the folder of a full checkpoint; a run stands for its best checkpoint,
+    and a folder that `mlx_lm.lora` wrote for the adapter in it.
 
     Raises CheckpointNotFound.
     """
@@ -60,6 +62,8 @@ def find_weights(adapter_path: str, workspace: Workspace, *, allow_absolute: boo
         raise CheckpointNotFound(
             "This run has no checkpoint yet", details={"adapter_path": adapter_path}
         )
+    if path is not None and (path / _ADAPTERS).is_file():
+        return path / _ADAPTERS
     if path is not None and path.is_file() and path.name.endswith(_ADAPTERS):
         return path
     if path is not None and path.is_dir() and path.name.endswith("_model"):
@@ -80,11 +84,18 @@ def base_model_of(weights: Path, workspace: Workspace) -> str | None:
 
 
 def open_source(source: Source) -> tuple[GenerateEngine, Tokenizer]:
-    """Read weights and tokenizer. Raises UnsupportedModel, CheckpointNotFound, EngineUnavailable."""
+    """Read weights and tokenizer.
+
+    Raises UnsupportedModel, CheckpointNotFound, ConfigError, EngineUnavailable.
+    """
     from forgellm.engines.registry import load_generate_engine
 
     engine = load_generate_engine(
-        source.model, source.adapter, engine=source.engine, dtype=source.dtype
+        source.model,
+        source.adapter,
+        engine=source.engine,
+        dtype=source.dtype,
+        kv_bits=source.kv_bits,
     )
     return engine, Tokenizer.load(source.model)
 

@@ -1,6 +1,7 @@
 """Checkpoints: written so that each is whole or invisible, checked before use, ranked, pruned.
 
     0000300_adapters.safetensors    the weights (full fine-tuning: the folder 0000300_model)
+    adapters.safetensors            a link to the best adapters, under the name mlx-lm looks for
     checkpoints/0000300/            what a resume needs, position.json and manifest.json
 
 A checkpoint exists if and only if its manifest does; that folder is moved into place last.
@@ -8,6 +9,7 @@ A checkpoint exists if and only if its manifest does; that folder is moved into 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -23,6 +25,7 @@ from forgellm.errors import CheckpointCorrupt, CheckpointNotFound
 from forgellm.runs.manifest import MANIFEST_NAME, corrupt, read_manifest, sha256, write_manifest
 
 NUM_BEST = 3
+BEST_ADAPTERS = "adapters.safetensors"
 _TEMPORARY = ".tmp-checkpoint-"
 _STEM = re.compile(r"\d{7,}")
 _WEIGHTS = re.compile(r"(\d{7,})_(adapters\.safetensors|model)")
@@ -88,6 +91,7 @@ def write_checkpoint(
     except Exception:
         _clean_up(run_folder)
         raise
+    _link_best(run_folder)
     return _load(run_folder / "checkpoints" / stem)
 
 
@@ -186,6 +190,19 @@ def _move_into_place(run_folder: Path, staging: Path, stem: str) -> None:
     os.replace(staging / "resume", checkpoints / stem)
     sync(checkpoints)
     shutil.rmtree(staging)
+
+
+def _link_best(run_folder: Path) -> None:
+    """So that `mlx_lm.generate --adapter-path RUN` finds it. A file system without links does
+    without: nothing of ours reads it."""
+    best = best_checkpoint(run_folder)
+    if best is None or best.weights.is_dir():
+        return
+    link = run_folder / f"{_TEMPORARY}link"
+    with contextlib.suppress(OSError):
+        link.unlink(missing_ok=True)
+        link.symlink_to(best.weights.name)
+        os.replace(link, run_folder / BEST_ADAPTERS)
 
 
 def _remove(run_folder: Path, stem: str) -> None:
