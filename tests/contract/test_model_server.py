@@ -35,6 +35,8 @@ ASK = {"prompt": "What is the mill for?", "temperature": 0}
 class Engine:
     """Says TEXT, one token for each permit; without a gate at once."""
 
+    max_concurrent = 1
+
     def __init__(self, tokenizer: Tokenizer, gate: threading.Semaphore | None = None) -> None:
         self.info = EngineInfo("test", "cpu", "float32", "", 0, 0, 512, {})
         self.ids = tokenizer.encode(TEXT)
@@ -436,3 +438,24 @@ def test_a_real_model_answers_the_same_streamed_or_not(workspace: Workspace) -> 
         assert status(server)["memory_usage_gb"] > 0
         plain = server.post("/api/model/generate", json=body | {"is_base_model": True}).json()
         assert plain["success"] is True
+
+
+@pytest.mark.parametrize(
+    "least",
+    [
+        {"temperature": 5e-324},
+        {"temperature": 1e-9},
+        {"temperature": 1, "top_p": 5e-324},
+        {"temperature": 1, "top_p": 1e-30},
+        {"temperature": 1e-3, "repetition_penalty": 0.01, "frequency_penalty": 2},
+        {"temperature": 10, "repetition_penalty": 10},
+    ],
+)
+def test_a_real_model_answers_at_the_bounds_of_sampling(
+    workspace: Workspace, least: dict[str, float]
+) -> None:
+    with served(create_app(Slot(workspace), GuardSettings())) as server:
+        server.post("/api/model/load", json=LOAD | {"dtype": "float32"})
+        body = {"prompt": "What is the mill for?", "max_tokens": 8, "seed": 1, **least}
+        reply = server.post("/api/model/generate", json=body)
+        assert reply.status_code == 200, reply.text

@@ -30,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--json", action="store_true", help="with --prompt: the answer as one JSON object")
     add("--engine", choices=("auto", "torch", "mlx"), default="auto")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    add("--kv-bits", type=int, choices=(4, 8), help="quantise the key-value cache (engine mlx)")
     _add_sampling_flags(parser)
     parser.set_defaults(run=run)
 
@@ -61,7 +62,12 @@ def run(args: argparse.Namespace) -> int:
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows a ?
     prompt = None if args.prompt is None else _given_text("--prompt", args.prompt)
     choice = ModelChoice.of_flags(
-        find_workspace(args.workspace), args.model, args.adapter_path, args.engine, args.dtype
+        find_workspace(args.workspace),
+        args.model,
+        args.adapter_path,
+        args.engine,
+        args.dtype,
+        args.kv_bits,
     )
     conversation = _open_conversation(args, choice)
     if prompt is None:

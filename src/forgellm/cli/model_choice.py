@@ -40,6 +40,7 @@ class ModelChoice:
     adapter_path: str | None = None
     engine: str = "auto"
     dtype: str = "auto"
+    kv_bits: int | None = None
 
     @classmethod
     def of_flags(
@@ -49,6 +50,7 @@ class ModelChoice:
         adapter_path: str | None,
         engine: str = "auto",
         dtype: str = "auto",
+        kv_bits: int | None = None,
     ) -> ModelChoice:
         """Without a model's name, the one that the adapter's run was trained from.
 
@@ -64,7 +66,7 @@ class ModelChoice:
                 "--model is missing",
                 suggestion="Give --model, or the folder of a run as --adapter-path.",
             )
-        return cls(workspace, model_name, adapter_path, engine, dtype)
+        return cls(workspace, model_name, adapter_path, engine, dtype, kv_bits)
 
     def find(self) -> Source:
         """Raises ConfigError, ModelNotFound, CheckpointNotFound, UnsupportedModel."""
@@ -77,6 +79,7 @@ class ModelChoice:
             adapter_path=self.adapter_path,
             engine=self.engine,
             dtype=self.dtype,
+            kv_bits=self.kv_bits,
         )
         return find_source(request, self.workspace, allow_absolute=True)
 

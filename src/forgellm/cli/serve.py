@@ -61,6 +61,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     server.add_argument("--port", type=_port, default=SERVER_PORT, help="default %(default)s")
     server.add_argument("--model", help="load this model at once")
     server.add_argument("--adapter", help="with the adapter of this run or checkpoint")
+    server.add_argument(
+        "--kv-bits",
+        type=int,
+        choices=(4, 8),
+        help="with its key-value cache quantised (engine mlx)",
+    )
     server.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     _add_network_flags(server)
     server.set_defaults(run=run_server)
@@ -75,6 +81,8 @@ def run_web(args: argparse.Namespace) -> int:
 def run_server(args: argparse.Namespace) -> int:
     if args.adapter and not args.model:
         raise InvalidRequest("--adapter needs --model, the model it belongs to")
+    if args.kv_bits and not args.model:
+        raise InvalidRequest("--kv-bits needs --model, the model to load")
     listener = bind(args.host, args.port, "--port")
     from forgellm.model_server.app import create_app
     from forgellm.model_server.slot import Slot
@@ -82,7 +90,9 @@ def run_server(args: argparse.Namespace) -> int:
 
     slot = Slot(find_workspace(args.workspace))
     if args.model:
-        request = LoadRequest(model_name=args.model, adapter_path=args.adapter)
+        request = LoadRequest(
+            model_name=args.model, adapter_path=args.adapter, kv_bits=args.kv_bits
+        )
         slot.load(request, allow_absolute=True)
     if args.parent is not None:
         threading.Thread(target=_end_with, args=(args.parent,), daemon=True).start()

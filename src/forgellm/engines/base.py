@@ -116,9 +116,15 @@ class TrainEngine(Protocol):
 
 
 class GenerateEngine(Protocol):
-    """A loaded model that answers."""
+    """A loaded model that answers.
+
+    Attributes:
+        max_concurrent: how many answers it makes at once; more than that must not be asked for
+            where it is 1.
+    """
 
     info: EngineInfo
+    max_concurrent: int
 
     def generate(
         self, prompt_ids: list[int], sampling: Sampling, stop_ids: frozenset[int]

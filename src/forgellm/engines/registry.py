@@ -35,14 +35,19 @@ def load_train_engine(recipe: Recipe, model_path: Path) -> TrainEngine:
 
 
 def load_generate_engine(
-    model_path: Path, adapter: Path | None, *, engine: str = "auto", dtype: str = "auto"
+    model_path: Path,
+    adapter: Path | None,
+    *,
+    engine: str = "auto",
+    dtype: str = "auto",
+    kv_bits: int | None = None,
 ) -> GenerateEngine:
     """A model that answers. `adapter` is an adapters file or a full checkpoint's folder.
 
-    Raises UnsupportedModel, CheckpointNotFound, EngineUnavailable.
+    Raises UnsupportedModel, CheckpointNotFound, ConfigError, EngineUnavailable.
     """
     make = _engine_class(engine, "generate")
-    return cast("GenerateEngine", make(model_path, adapter, dtype=dtype))
+    return cast("GenerateEngine", make(model_path, adapter, dtype=dtype, kv_bits=kv_bits))
 
 
 def load_fuse_engine(engine: str = "auto") -> FuseEngine:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Event, Lock
+from threading import Condition, Event
+from types import TracebackType
 from typing import Literal
 
 from forgellm.data.tokenizer import Tokenizer
@@ -13,19 +14,45 @@ from forgellm.errors import ForgeError
 from forgellm.generation.loading import Source, open_source
 
 
+class Users:
+    """The answers that use a model: each a `with`, and a wait until there are none."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def wait_until_none(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._count == 0)
+
+
 @dataclass
 class LoadedModel:
     """Weights and tokenizer in memory.
 
     Attributes:
-        retired: set when another model takes its place; a running answer then ends.
-        in_use: held by the one answer that runs.
+        retired: set when another model takes its place; running answers then end.
+        users: the answers that run. When there are none, the memory can be had back.
     """
 
     engine: GenerateEngine
     tokenizer: Tokenizer
     retired: Event = field(default_factory=Event)
-    in_use: Lock = field(default_factory=Lock)
+    users: Users = field(default_factory=Users)
 
     @property
     def model_type(self) -> Literal["base", "instruct"]:

@@ -73,7 +73,7 @@ def make_router(slot: Slot, turns: Turns) -> APIRouter:
         async def reply() -> Response:
             answers: _Answers = await turns.start(
                 request_id,
-                lambda: model_named(slot, body.model),
+                lambda may_replace: model_named(slot, body.model, may_replace),
                 lambda model: prepare_completion(model, body),
                 if_cancelled(num_prompts(body) * body.n),
             )
@@ -90,7 +90,7 @@ def make_router(slot: Slot, turns: Turns) -> APIRouter:
         async def reply() -> Response:
             answers: _Answers = await turns.start(
                 request_id,
-                lambda: model_named(slot, body.model),
+                lambda may_replace: model_named(slot, body.model, may_replace),
                 lambda model: prepare_chat(model, body),
                 if_cancelled(body.n),
             )

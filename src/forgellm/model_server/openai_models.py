@@ -40,12 +40,14 @@ def known_model(slot: Slot, name: str) -> Model:
     raise ModelNotFound(name, [], suggestion="See GET /v1/models for those on this machine")
 
 
-async def model_named(slot: Slot, name: str) -> LoadedModel:
-    """The model of that name, loaded in place of another if need be.
+async def model_named(slot: Slot, name: str, may_replace: bool) -> LoadedModel | None:
+    """The model of that name, loaded in place of another if need be; None if that may not be.
 
     Raises ModelNotFound (and leaves the loaded model alone), UnsupportedModel or ModelNotLoaded.
     """
-    wanted = await asyncio.to_thread(_load_if_needed, slot, name)
+    wanted = await asyncio.to_thread(_load_if_needed, slot, name, may_replace)
+    if wanted is None:
+        return None
     model = await slot.wait_ready()
     current = slot.current()
     if current is None or _files(current[1]) != _files(wanted):
@@ -53,13 +55,15 @@ async def model_named(slot: Slot, name: str) -> LoadedModel:
     return model
 
 
-def _load_if_needed(slot: Slot, name: str) -> Source:
+def _load_if_needed(slot: Slot, name: str, may_replace: bool) -> Source | None:
     current = slot.current()
     if current and name == _id_of(*current, slot.workspace):
         return current[1]
     request = _load_request(name, slot.workspace)
     source = find_source(request, slot.workspace)
     if current is None or _files(current[1]) != _files(source):
+        if not may_replace:
+            return None
         slot.load(request)
     return source
 

@@ -76,7 +76,10 @@ async def _reply(
     slot.require_load()
     request_id = body.request_id or new_request_id()
     stream: AnswerStream[Token | Done] = await turns.start(
-        request_id, slot.wait_ready, lambda model: _prepare(model, body), [CANCELLED]
+        request_id,
+        lambda may_replace: slot.wait_ready(),
+        lambda model: _prepare(model, body),
+        [CANCELLED],
     )
     if body.streaming:
         return _streamed(stream, request_id, media_type or "text/event-stream")

@@ -12,7 +12,7 @@ from typing import Any
 
 from forgellm.errors import CheckpointNotFound, ForgeError, ModelNotLoaded, Unavailable
 from forgellm.generation.loading import Source, find_source
-from forgellm.model_server.loading import LoadedModel, Opener, detached, open_model
+from forgellm.model_server.loading import LoadedModel, Opener, Users, detached, open_model
 from forgellm.paths import Workspace
 from forgellm.schema.generation import LoadRequest
 
@@ -74,11 +74,11 @@ class Slot:
             current = self._current
             if current and current.source == load.source and not current.error:
                 return
-            in_use = self._replace(load)
-        Thread(target=self._run, args=(load, in_use), daemon=True, name="load-model").start()
+            old_users = self._replace(load)
+        Thread(target=self._run, args=(load, old_users), daemon=True, name="load-model").start()
 
     def unload(self) -> None:
-        """Give up the model, or the load in progress. A running answer ends within a token."""
+        """Give up the model, or the load in progress. Running answers end within a token."""
         _wait_until_free(self._replace(None))
 
     async def wait_ready(self, timeout: float = LOAD_TIMEOUT_SECONDS) -> LoadedModel:
@@ -119,11 +119,8 @@ class Slot:
             "error": load.error.to_dict() if load and load.error else None,
         }
 
-    def _replace(self, load: _Load | None) -> Lock | None:
-        """Make `load` the current one and let go of the model held so far.
-
-        Returns the lock that a running answer holds: when it is free, so is the memory.
-        """
+    def _replace(self, load: _Load | None) -> Users | None:
+        """Make `load` the current one and let go of the model held so far; returns its users."""
         with self._lock:
             old, self._current = self._current, load
             model = old.model if old else None
@@ -131,11 +128,11 @@ class Slot:
                 return None
             old.model = None
             model.retired.set()
-            return model.in_use
+            return model.users
 
-    def _run(self, load: _Load, old_in_use: Lock | None) -> None:
+    def _run(self, load: _Load, old_users: Users | None) -> None:
         with self._one_load:
-            _wait_until_free(old_in_use)
+            _wait_until_free(old_users)
             if load is self._current:
                 self._open(load)
         load.finished.set_result(None)
@@ -168,10 +165,10 @@ class Slot:
                     load.model = model
 
 
-def _wait_until_free(in_use: Lock | None) -> None:
-    if in_use is not None:
-        with in_use:
-            gc.collect()
+def _wait_until_free(users: Users | None) -> None:
+    if users is not None:
+        users.wait_until_none()
+        gc.collect()
 
 
 def _model_of(load: _Load) -> LoadedModel:

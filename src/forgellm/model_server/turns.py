@@ -1,4 +1,4 @@
-"""One request's answers at a time, first come, first served, each in a thread of its own."""
+"""As many requests at once as the engine answers, first come, first served, each in a thread."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ MAX_WAITING = 64
 Item = TypeVar("Item")
 # Makes the items in a thread, from the model and a question: has the request been cancelled?
 Work = Callable[[LoadedModel, Callable[[], bool]], Generator[Item]]
+# The model that a request means. Asked whether it may take the place of another, which would end
+# the answers that run; None where it may not, and would have to.
+GetModel = Callable[[bool], Awaitable[LoadedModel | None]]
 
 
 class Ticket:
@@ -39,18 +42,24 @@ class Ticket:
 
 
 class Turns:
-    """Who may use the model. Belongs to one event loop."""
+    """Who may use the model. Belongs to one event loop.
+
+    All who wait stand in a line. Its first waits for the model and for a place among those who are
+    being answered.
+    """
 
     def __init__(self, max_waiting: int = MAX_WAITING) -> None:
         self._max_waiting = max_waiting
-        self._num_waiting = 0
-        self._lock = asyncio.Lock()
+        self._line = asyncio.Lock()
+        self._num_places = 1  # of the last model that was asked for
+        self._num_running = 0
+        self._one_ended = asyncio.Event()
         self._tickets: dict[str, Ticket] = {}
 
     async def start(
         self,
         request_id: str,
-        get_model: Callable[[], Awaitable[LoadedModel]],
+        get_model: GetModel,
         prepare: Callable[[LoadedModel], Work[Item]],
         if_cancelled: Sequence[Item],
     ) -> AnswerStream[Item]:
@@ -61,18 +70,15 @@ class Turns:
         """
         if request_id in self._tickets:
             raise Conflict("A request with this request_id is running or waiting already")
+        self._require_room()
         ticket = self._tickets[request_id] = Ticket()
         stream = AnswerStream[Item]()
         try:
-            async with asyncio.timeout(None) as ticket.waiting:
-                await self._take()
-                try:
-                    model = await get_model()
-                    work = await asyncio.to_thread(prepare, model)
-                    stream.start(model, work, ticket, lambda: self._end(request_id))
-                except BaseException:
-                    self._lock.release()
-                    raise
+            async with asyncio.timeout(None) as ticket.waiting, self._line:
+                model = await self._model_with_a_place(get_model)
+                work = await asyncio.to_thread(prepare, model)
+                stream.start(model, work, ticket, lambda: self._end(request_id))
+                self._num_running += 1
         except BaseException as error:
             del self._tickets[request_id]
             if isinstance(error, TimeoutError) and ticket.is_cancelled():
@@ -95,22 +101,31 @@ class Turns:
             self._tickets[name].cancel()
         return cancelled
 
-    async def _take(self) -> None:
-        """Wait for the turn. Raises Unavailable when too many wait already."""
-        if self._num_waiting >= self._max_waiting:
+    def _require_room(self) -> None:
+        """Raises Unavailable when too many wait already."""
+        if len(self._tickets) >= self._num_places + self._max_waiting:
             raise Unavailable(
-                f"{self._num_waiting} requests are waiting for the model already",
+                f"{len(self._tickets) - self._num_running} requests wait for the model already",
                 suggestion="Try again in a few seconds.",
             )
-        self._num_waiting += 1
-        try:
-            await self._lock.acquire()
-        finally:
-            self._num_waiting -= 1
+
+    async def _model_with_a_place(self, get_model: GetModel) -> LoadedModel:
+        """To be called by the first in line. Asks again after each wait: the model may have been
+        replaced, and must then not be held here."""
+        while True:
+            self._one_ended.clear()
+            model = await get_model(self._num_running == 0)
+            if model is not None:
+                self._num_places = model.engine.max_concurrent
+                if self._num_running < self._num_places:
+                    return model
+            del model
+            await self._one_ended.wait()
 
     def _end(self, request_id: str) -> None:
         del self._tickets[request_id]
-        self._lock.release()
+        self._num_running -= 1
+        self._one_ended.set()
 
 
 def new_request_id(prefix: str = "gen-") -> str:
@@ -155,7 +170,7 @@ class AnswerStream(Generic[Item]):
         self, model: LoadedModel, work: Work[Item], ticket: Ticket, on_end: Callable[[], None]
     ) -> None:
         try:
-            with model.in_use:
+            with model.users:
                 self._make_items(model, work, ticket)
         except ForgeError as error:
             self._put(detached(error))

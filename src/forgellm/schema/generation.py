@@ -18,6 +18,10 @@ class LoadRequest(Request):
     )
     engine: Literal["auto", "torch", "mlx"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    kv_bits: Literal[4, 8] | None = Field(
+        default=None,
+        description="Keep the key-value cache in so many bits (engine mlx): long contexts take less memory, and answers are made one at a time.",
+    )
 
 
 class Message(Request):

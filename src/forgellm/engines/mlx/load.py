@@ -14,9 +14,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.utils import get_total_parameters
+from mlx_lm.utils import get_total_parameters, load_config
 from mlx_lm.utils import load_model as load_mlx_lm
 
+from forgellm.engines.mlx.rope import flat_rope
 from forgellm.errors import UnsupportedModel
 from forgellm.hardware import package_version
 
@@ -65,7 +66,8 @@ def load_model(folder: Path, dtype: mx.Dtype) -> tuple[nn.Module, dict[str, Any]
     when mlx-lm does not know the architecture or the files are bad.
     """
     try:
-        model, config = load_mlx_lm(folder, lazy=True)
+        rope = flat_rope(load_config(folder))
+        model, config = load_mlx_lm(folder, lazy=True, model_config=rope)
         model.set_dtype(dtype)
         mx.eval(model.parameters())
     except (ValueError, KeyError, OSError, TypeError, AttributeError, RuntimeError) as error:

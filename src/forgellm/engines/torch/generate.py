@@ -19,7 +19,7 @@ from forgellm.engines.torch.adapters import attach_adapter
 from forgellm.engines.torch.lora import merge_lora
 from forgellm.engines.torch.memory import out_of_memory_named
 from forgellm.engines.torch.scoring import batch_log_probs, score_text, scored_tokens
-from forgellm.errors import CheckpointNotFound, InvalidRequest
+from forgellm.errors import CheckpointNotFound, ConfigError, InvalidRequest
 from forgellm.schema.generation import Sampling
 
 _SHORTER = "Send a shorter prompt, or ask for fewer tokens."
@@ -28,7 +28,21 @@ _SHORTER = "Send a shorter prompt, or ask for fewer tokens."
 class TorchGenerateEngine:
     """See `engines.base.GenerateEngine`. An adapter is merged into the weights when loaded."""
 
-    def __init__(self, model_path: Path, adapter: Path | None, *, dtype: str = "auto") -> None:
+    max_concurrent = 1
+
+    def __init__(
+        self,
+        model_path: Path,
+        adapter: Path | None,
+        *,
+        dtype: str = "auto",
+        kv_bits: int | None = None,
+    ) -> None:
+        if kv_bits is not None:
+            raise ConfigError.one(
+                "kv_bits",
+                "the torch engine keeps its cache in the model's own type; use engine mlx, or none",
+            )
         self._place = load.choose_placement(dtype)
         if adapter is not None and not adapter.exists():
             raise CheckpointNotFound(

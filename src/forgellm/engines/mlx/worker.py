@@ -1,0 +1,107 @@
+"""The one thread that computes with a model.
+
+MLX's streams belong to threads, and one loop that serves all requests token by token is what lets
+them share each pass through the weights. Everything that touches an array runs here.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Generic, Protocol, TypeVar
+
+from forgellm.engines.mlx.memory import release_freed
+
+_END_SECONDS = 30.0
+
+
+class Steps(Protocol):
+    """Work that goes on between orders, a step at a time. `step` must not raise."""
+
+    @property
+    def is_idle(self) -> bool: ...
+
+    def step(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+State = TypeVar("State", bound=Steps)
+Result = TypeVar("Result")
+_Inbox = SimpleQueue[Callable[[State], None] | None]
+
+
+class Worker(Generic[State]):
+    """Makes a state in a thread of its own and works on it until this object is gone.
+
+    An order must not hold whoever owns this object: the thread would then never end.
+    """
+
+    def __init__(self, make_state: Callable[[], State]) -> None:
+        """Raises what `make_state` raises."""
+        self._inbox: _Inbox[State] = SimpleQueue()
+        made: Future[None] = Future()
+        thread = threading.Thread(
+            target=_run, args=(self._inbox, make_state, made), daemon=True, name="mlx"
+        )
+        thread.start()
+        weakref.finalize(self, _end, self._inbox, thread)
+        made.result()
+
+    def send(self, order: Callable[[State], None]) -> None:
+        """Have `order` done before the next step. It must not raise."""
+        self._inbox.put(order)
+
+    def call(self, function: Callable[[State], Result]) -> Result:
+        """What `function` returns, or raises, in the worker's thread."""
+        answer: Future[Result] = Future()
+
+        def order(state: State) -> None:
+            try:
+                answer.set_result(function(state))
+            except Exception as error:
+                answer.set_exception(error)
+
+        self.send(order)
+        return answer.result()
+
+
+def _run(inbox: _Inbox[State], make_state: Callable[[], State], made: Future[None]) -> None:
+    try:
+        state = make_state()
+    except Exception as error:
+        made.set_exception(error)
+        return
+    finally:
+        del make_state
+    made.set_result(None)
+    while _follow_orders(inbox, state):
+        state.step()
+    state.close()
+    del state
+    gc.collect()
+    release_freed()
+
+
+def _follow_orders(inbox: _Inbox[State], state: State) -> bool:
+    """Do all that waits, and wait where there is nothing else to do; false at the end."""
+    while True:
+        try:
+            order = inbox.get(block=state.is_idle)
+        except Empty:
+            return True
+        if order is None:
+            return False
+        order(state)
+        del order  # it may hold results, which must not live until the next order
+
+
+def _end(inbox: _Inbox[State], thread: threading.Thread) -> None:
+    """Wait until the memory is free: whoever gave up a model may be about to load the next."""
+    inbox.put(None)
+    if thread is not threading.current_thread():
+        thread.join(_END_SECONDS)
