@@ -6,16 +6,14 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
 
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import GenerateEngine, ScoredToken
 from forgellm.generation.stop_strings import StopStrings
+from forgellm.schema.answers import FinishReason
 from forgellm.schema.generation import Sampling
 
 INCOMPLETE = "\ufffd"
-
-FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)

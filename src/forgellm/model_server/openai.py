@@ -27,7 +27,9 @@ from forgellm.model_server.openai_models import known_model, known_models, model
 from forgellm.model_server.openai_replies import ChatReplies, CompletionReplies, Replies
 from forgellm.model_server.slot import Slot
 from forgellm.model_server.turns import AnswerStream, Turns, new_request_id
+from forgellm.schema.answers import event_stream, inline_schema
 from forgellm.schema.openai import (
+    ChatChunk,
     ChatCompletion,
     ChatCompletionRequest,
     Completion,
@@ -43,12 +45,16 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": OpenAIErrorReply} for status in (400, 404, 409, 500, 503)
 }
 
-_STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Whole, or with `stream` in chunks",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+
+def _streamed(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The success of a route that may also answer in chunks."""
+    item = {"anyOf": [inline_schema(chunk), inline_schema(OpenAIErrorReply)]}
+    return {
+        200: {
+            "description": "Whole, or with `stream` in chunks",
+            "content": event_stream(item, last="[DONE]"),
+        }
     }
-}
 
 
 def make_router(slot: Slot, turns: Turns) -> APIRouter:
@@ -64,7 +70,7 @@ def make_router(slot: Slot, turns: Turns) -> APIRouter:
         """One of them."""
         return _json(known_model(slot, model_id))
 
-    @router.post("/completions", response_model=Completion, responses=_STREAMED)
+    @router.post("/completions", response_model=Completion, responses=_streamed(Completion))
     async def complete(request: Request, body: CompletionRequest) -> Response:
         """Continue text, or score it: with `echo`, `logprobs` and `max_tokens` 0."""
         request_id = new_request_id("cmpl-")
@@ -81,7 +87,7 @@ def make_router(slot: Slot, turns: Turns) -> APIRouter:
 
         return await unless_gone(request, reply())
 
-    @router.post("/chat/completions", response_model=ChatCompletion, responses=_STREAMED)
+    @router.post("/chat/completions", response_model=ChatCompletion, responses=_streamed(ChatChunk))
     async def chat(request: Request, body: ChatCompletionRequest) -> Response:
         """Answer a conversation."""
         request_id = new_request_id("chatcmpl-")

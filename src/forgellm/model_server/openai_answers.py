@@ -11,13 +11,13 @@ from forgellm.generation.prompt import build_prompt, require_room
 from forgellm.generation.session import (
     CANCELLED,
     Done,
-    FinishReason,
     TextStream,
     answer,
 )
 from forgellm.model_server.loading import LoadedModel
 from forgellm.model_server.openai_scores import NamedScore, TokenNames
 from forgellm.model_server.turns import Work
+from forgellm.schema.answers import FinishReason
 from forgellm.schema.generation import Message, Sampling
 from forgellm.schema.openai import ChatCompletionRequest, CompletionRequest, Usage
 

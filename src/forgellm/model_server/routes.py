@@ -19,6 +19,15 @@ from forgellm.generation.session import CANCELLED, Done, Token, answer
 from forgellm.model_server.loading import LoadedModel
 from forgellm.model_server.slot import Slot
 from forgellm.model_server.turns import AnswerStream, Turns, Work, new_request_id
+from forgellm.schema.answers import (
+    GENERATE_RESPONSES,
+    CancelReply,
+    GenerateReply,
+    LoadReply,
+    ModelServerHealthReply,
+    ModelStatusReply,
+    UnloadReply,
+)
 from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest
 
 _NDJSON = "application/x-ndjson"
@@ -29,43 +38,42 @@ def make_router(slot: Slot, turns: Turns) -> APIRouter:
     router = APIRouter(prefix="/api", route_class=JsonRoute)
 
     @router.get("/health")
-    def health() -> dict[str, Any]:
+    def health() -> ModelServerHealthReply:
         """Whether the model server runs."""
-        return {"success": True, "status": "healthy", "version": __version__}
+        return ModelServerHealthReply(status="healthy", version=__version__)
 
     @router.post("/model/load")
-    def load(body: LoadRequest) -> dict[str, Any]:
+    def load(body: LoadRequest) -> LoadReply:
         """Start loading a model; generating waits until it is there."""
         slot.load(body)
-        return {
-            "success": True,
-            "message": "Model loading started",
-            "model_name": body.model_name,
-            "adapter_path": body.adapter_path,
-        }
+        return LoadReply(
+            message="Model loading started",
+            model_name=body.model_name,
+            adapter_path=body.adapter_path,
+        )
 
     @router.get("/model/status")
-    def status() -> dict[str, Any]:
+    def status() -> ModelStatusReply:
         """What is loaded or loading."""
-        return {"success": True, **slot.status()}
+        return ModelStatusReply(**slot.status())
 
-    @router.post("/model/generate")
+    @router.post("/model/generate", response_model=GenerateReply, responses=GENERATE_RESPONSES)
     async def generate(request: Request, body: GenerateRequest) -> Response:
         """Answer a prompt; with `streaming` as server-sent events, or as NDJSON if accepted."""
         media_type = _NDJSON if _NDJSON in request.headers.get("accept", "") else None
         return await unless_gone(request, _reply(slot, turns, body, media_type))
 
     @router.post("/model/cancel")
-    async def cancel(body: CancelRequest | None = None) -> dict[str, Any]:
+    async def cancel(body: CancelRequest | None = None) -> CancelReply:
         """End a running or waiting answer, or all; each ends with `finish_reason` "cancelled"."""
         cancelled = turns.cancel(body.request_id if body else None)
-        return {"success": True, "message": "Generation cancelled", "cancelled": cancelled}
+        return CancelReply(message="Generation cancelled", cancelled=cancelled)
 
     @router.post("/model/unload")
-    def unload() -> dict[str, Any]:
+    def unload() -> UnloadReply:
         """Free the model's memory."""
         slot.unload()
-        return {"success": True, "message": "Model unloaded successfully"}
+        return UnloadReply(message="Model unloaded successfully")
 
     return router
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from forgellm.schema.request import Request
 
+# Engines count in float32: smaller ones divide to infinity, or leave no token to choose from. At
+# these already, nothing but the likeliest token is left.
+_LEAST_TEMPERATURE = 1e-3
+_LEAST_TOP_P = 1e-6
 
-class LoadRequest(Request):
+
+_LOAD = {"model_name": "mlx-community/Qwen3-4B-bf16", "adapter_path": "models/cpt/my_trained_model"}
+
+
+class LoadRequest(Request, json_schema_extra={"examples": [_LOAD]}):
     model_name: str = Field(min_length=1, max_length=400)
     adapter_path: str | None = Field(
         None,
@@ -33,9 +41,11 @@ class Sampling(Request):
     """How the next token is chosen. `temperature` 0 is greedy."""
 
     max_tokens: int = Field(200, ge=1, le=1_000_000)
-    temperature: float = Field(0.7, ge=0, le=10)
+    temperature: float = Field(
+        0.7, ge=0, le=10, description="0, like all below 0.001, always takes the likeliest token."
+    )
     top_p: float = Field(0.9, gt=0, le=1)
-    repetition_penalty: float = Field(1.1, gt=0, le=10)
+    repetition_penalty: float = Field(1.1, ge=0.01, le=10)
     frequency_penalty: float = Field(
         0.0, ge=-2, le=2, description="Taken off a token's logit for each time it was said."
     )
@@ -44,8 +54,27 @@ class Sampling(Request):
     )
     seed: int | None = Field(None, ge=0, lt=2**31)
 
+    @field_validator("temperature")
+    @classmethod
+    def _greedy_below(cls, value: float) -> float:
+        return 0.0 if value < _LEAST_TEMPERATURE else value
 
-class GenerateRequest(Sampling):
+    @field_validator("top_p")
+    @classmethod
+    def _above_float32(cls, value: float) -> float:
+        return max(value, _LEAST_TOP_P)
+
+
+_GENERATE = {
+    "prompt": "What is machine learning?",
+    "history": [{"role": "system", "content": "You are a helpful AI assistant."}],
+    "max_tokens": 200,
+    "temperature": 0.7,
+    "streaming": False,
+}
+
+
+class GenerateRequest(Sampling, json_schema_extra={"examples": [_GENERATE]}):
     prompt: str = Field(max_length=1_000_000)
     history: list[Message] = Field(default_factory=list, max_length=10_000)
     streaming: bool = False
@@ -59,7 +88,7 @@ class GenerateRequest(Sampling):
     )
 
 
-class CancelRequest(Request):
+class CancelRequest(Request, json_schema_extra={"examples": [{"request_id": "my-question-1"}]}):
     request_id: str | None = Field(
         None, max_length=100, description="As in the reply; without it everything is cancelled."
     )

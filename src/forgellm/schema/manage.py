@@ -34,7 +34,7 @@ class RenameRequest(Request):
     )
 
 
-class RestoreRequest(Request):
+class RestoreRequest(Request, json_schema_extra={"examples": [{"name": "handbook-first-try"}]}):
     name: str = Field(min_length=1, max_length=300, description="As GET /api/trash names it.")
 
 

@@ -72,7 +72,10 @@ class _Request(Request):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class CompletionRequest(_Request):
+_COMPLETION = {"model": "base/tiny", "prompt": "The mill turns", "max_tokens": 16}
+
+
+class CompletionRequest(_Request, json_schema_extra={"examples": [_COMPLETION]}):
     """`POST /v1/completions`. Prompts are text or token ids, one or several."""
 
     prompt: Annotated[
@@ -118,7 +121,10 @@ class ChatMessage(Request):
         return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-class ChatCompletionRequest(_Request):
+_CHAT = {"model": "base/tiny", "messages": [{"role": "user", "content": "What is the mill for?"}]}
+
+
+class ChatCompletionRequest(_Request, json_schema_extra={"examples": [_CHAT]}):
     """`POST /v1/chat/completions`. The last message is the user's."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)

@@ -14,7 +14,13 @@ _ID_PART = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
-class PublishRequest(Request):
+_PUBLISH = {
+    "checkpoint_path": "models/cpt/my_model/0000300_adapters.safetensors",
+    "training_dir": "models/cpt/my_model",
+}
+
+
+class PublishRequest(Request, json_schema_extra={"examples": [_PUBLISH]}):
     checkpoint_path: str = Field(
         min_length=1, max_length=1000, description="The checkpoint's weights in its run's folder."
     )
@@ -26,7 +32,10 @@ class PublishRequest(Request):
     )
 
 
-class DownloadRequest(Request):
+_DOWNLOAD = {"model_name": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+
+class DownloadRequest(Request, json_schema_extra={"examples": [_DOWNLOAD]}):
     model_name: str = Field(
         min_length=1,
         max_length=200,

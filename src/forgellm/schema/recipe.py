@@ -30,7 +30,18 @@ _SCHEDULE_ALIASES = {
 }
 
 
-class Recipe(Request):
+_RECIPE = {
+    "model_name": "mlx-community/Qwen3-4B-bf16",
+    "training_type": "cpt",
+    "dataset": "my_domain",
+    "max_iterations": 500,
+    "batch_size": 2,
+    "learning_rate": 5e-5,
+    "data_mixture_ratio": 0.8,
+}
+
+
+class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
     """A training request. Fields left out get defaults; `None` means "decided at the start"."""
 
     model_name: str = Field(

@@ -75,10 +75,11 @@ class ResumeRequest(Request):
 
     model_config = ConfigDict(
         json_schema_extra={
+            "examples": [{"training_id": "cpt_20260115_103045"}],
             "anyOf": [
                 {"required": [name], "properties": {name: {"type": "string"}}}
                 for name in ("training_id", "output_dir")
-            ]
+            ],
         },
     )
 

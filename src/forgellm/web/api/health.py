@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
 
 from fastapi import APIRouter
 
 from forgellm import __version__, hardware
 from forgellm.paths import Workspace
 from forgellm.runs.store import active_run
+from forgellm.schema.training import Components, HealthReply, SystemInfo
 from forgellm.web.api.model_proxy import ModelServer
 
 
@@ -17,26 +17,25 @@ def make_router(workspace: Workspace, model_server: ModelServer) -> APIRouter:
     router = APIRouter(prefix="/api")
 
     @router.get("/health")
-    async def health() -> dict[str, Any]:
+    async def health() -> HealthReply:
         """State of each component, and figures of this machine."""
         is_model_server_up = await model_server.is_running()
-        return {
-            "success": True,
-            "status": "healthy" if is_model_server_up else "degraded",
-            "version": __version__,
-            "components": {
-                "web_server": "running",
-                "model_server": "running" if is_model_server_up else "stopped",
-                "training_pipeline": "training" if active_run(workspace) else "idle",
-            },
-            "system_info": {
-                "memory_total_gb": _gb(hardware.memory_total_bytes()),
-                "memory_available_gb": _gb(hardware.memory_available_bytes()),
-                "disk_free_gb": _gb(hardware.disk_free_bytes(workspace.root)),
-                "python_version": platform.python_version(),
-                "mlx_version": hardware.package_version("mlx"),
-            },
-        }
+        return HealthReply(
+            status="healthy" if is_model_server_up else "degraded",
+            version=__version__,
+            components=Components(
+                web_server="running",
+                model_server="running" if is_model_server_up else "stopped",
+                training_pipeline="training" if active_run(workspace) else "idle",
+            ),
+            system_info=SystemInfo(
+                memory_total_gb=_gb(hardware.memory_total_bytes()),
+                memory_available_gb=_gb(hardware.memory_available_bytes()),
+                disk_free_gb=_gb(hardware.disk_free_bytes(workspace.root)),
+                python_version=platform.python_version(),
+                mlx_version=hardware.package_version("mlx"),
+            ),
+        )
 
     return router
 

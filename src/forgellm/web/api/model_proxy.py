@@ -13,6 +13,14 @@ from starlette.responses import Response
 
 from forgellm.envelope import ClosingStream, JsonRoute, unless_gone
 from forgellm.errors import ModelServerUnavailable
+from forgellm.schema.answers import (
+    GENERATE_RESPONSES,
+    CancelReply,
+    GenerateReply,
+    LoadReply,
+    ModelStatusReply,
+    UnloadReply,
+)
 from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest
 
 if TYPE_CHECKING:
@@ -126,27 +134,27 @@ def make_router(model_server: ModelServer) -> APIRouter:
         await request.body()
         return await unless_gone(request, model_server.forward(request))
 
-    @router.get("/status")
+    @router.get("/status", response_model=ModelStatusReply)
     async def status(request: Request) -> Response:
         """What the model server has loaded or is loading."""
         return await pass_on(request)
 
-    @router.post("/load")
+    @router.post("/load", response_model=LoadReply)
     async def load(request: Request, body: LoadRequest) -> Response:
         """Start loading a model; generating waits until it is there."""
         return await pass_on(request)
 
-    @router.post("/generate")
+    @router.post("/generate", response_model=GenerateReply, responses=GENERATE_RESPONSES)
     async def generate(request: Request, body: GenerateRequest) -> Response:
         """Answer a prompt; with `streaming` piece by piece, as the model server makes it."""
         return await pass_on(request)
 
-    @router.post("/cancel")
+    @router.post("/cancel", response_model=CancelReply)
     async def cancel(request: Request, body: CancelRequest | None = None) -> Response:
         """End an answer that runs or waits."""
         return await pass_on(request)
 
-    @router.post("/unload")
+    @router.post("/unload", response_model=UnloadReply)
     async def unload(request: Request) -> Response:
         """Free the model's memory."""
         return await pass_on(request)
