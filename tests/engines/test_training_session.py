@@ -238,7 +238,6 @@ def test_a_vanished_dataset_without_cache_is_a_clear_error(workspace: Workspace)
     [
         ({"training_type": "ift"}, ConfigError),
         ({"dataset": "absent"}, DatasetNotFound),
-        ({"engine": "mlx"}, ConfigError),
         ({"lora_target": ["no_such_layer"]}, ConfigError),
     ],
 )
@@ -251,6 +250,14 @@ def test_what_cannot_work_fails_before_training(
     assert run is not None
     assert run.state().phase == "failed"
     assert not (run.folder / "metrics.jsonl").exists()
+
+
+def test_an_engine_that_is_not_installed_is_a_wrong_field(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "engine_is_installed", lambda name: name == "torch")
+    with pytest.raises(ConfigError, match=r"engine: mlx is not installed.*forgellm\[mlx\]"):
+        train(workspace, engine="mlx")
 
 
 def test_a_recipe_beyond_memory_names_what_would_fit(

@@ -116,7 +116,6 @@ def test_ctrl_c_keeps_a_checkpoint_and_resume_finishes_the_run(workspace: Worksp
         (["--dataset", "notes"], 2, "model_name"),
         (["--config", "absent.yaml"], 2, "absent.yaml"),
         (["--resume", "absent"], 1, "RUN_NOT_FOUND"),
-        (["--model", "tiny", "--dataset", "notes", "--engine", "mlx"], 2, "engine: mlx"),
         (["--resume", "x", "--seed", "3"], 2, "--resume"),
     ],
 )

@@ -46,14 +46,21 @@ def run(args: argparse.Namespace) -> int:
     from forgellm import supervisor
     from forgellm.cli.foreground import make_console, train_here
     from forgellm.cli.summary import print_summary
+    from forgellm.engines.process_group import launched_rank
     from forgellm.runs.store import find_run
+    from forgellm.training.session import Session
 
     workspace = find_workspace(args.workspace)
     console = make_console()
     given = {n: v for n in Recipe.model_fields if (v := getattr(args, n)) is not None}
+    if args.resume and (given or args.config):
+        raise InvalidRequest("--resume continues a run as it was; it takes no other options")
+    if launched_rank() > 0:
+        resumed = find_run(workspace, args.resume) if args.resume else None
+        recipe = resumed.record().recipe if resumed else recipe_from(args.config, given)
+        Session().follow(recipe, workspace, resumed)
+        return 0
     if args.resume:
-        if given or args.config:
-            raise InvalidRequest("--resume continues a run as it was; it takes no other options")
         found = find_run(workspace, args.resume)
         lock = supervisor.claim_resume(workspace, found)
     else:

@@ -38,3 +38,10 @@ class Batch:
         columns = np.arange(self.tokens.shape[1], dtype=np.int32)[None, :]
         last_start = np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
         return (columns - last_start).astype(np.int32)
+
+    def rows(self, rank: int, num_ranks: int) -> Batch:
+        """Every `num_ranks`-th row, from `rank` on: one process's share."""
+        part = slice(rank, None, num_ranks)
+        return Batch(
+            self.tokens[part], self.targets[part], self.loss_mask[part], self.segment_ids[part]
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -40,27 +40,35 @@ class PreparedData:
     _domain: PackedStream
     _replay: PackedStream | None
     _split: Split
+    _rank: int = 0
+    _num_ranks: int = 1
+
+    def shared(self, rank: int, num_ranks: int) -> PreparedData:
+        """The same batches, of which this process computes only its share of the rows."""
+        return replace(self, _rank=rank, _num_ranks=num_ranks)
 
     def batch(self, index: int) -> Batch:
         """Micro-batch number `index`, from 0; `grad_accum_steps` of them make an iteration."""
         size = self._recipe.batch_size
-        rows = [self._row(number) for number in range(index * size, (index + 1) * size)]
-        return _stack(rows)
+        numbers = range(index * size, (index + 1) * size)[self._rank :: self._num_ranks]
+        return _stack([self._row(number) for number in numbers])
 
     def validation_batches(self) -> Iterator[Batch]:
-        """At most `val_batches`, always the same. The last may have fewer rows than the others."""
+        """At most `val_batches`, always the same. The last may have fewer rows than the others, and
+        for one of several processes none."""
         batches = validation_rows(
             self._domain.tokens,
             self._split.validation,
             self._domain.seq_len,
             self._recipe.batch_size,
         )
-        return islice(batches, self._recipe.val_batches)
+        for batch in islice(batches, self._recipe.val_batches):
+            yield batch.rows(self._rank, self._num_ranks)
 
     def worst_case_batch(self) -> Batch:
         """A full batch of real rows with the longest segments there are."""
         row = self._domain.row(self._domain.longest_document_row())
-        return _stack([row] * self._recipe.batch_size)
+        return _stack([row] * (self._recipe.batch_size // self._num_ranks))
 
     def _row(self, number: int) -> Batch:
         is_replay, row = self._mixture.source_of(number)

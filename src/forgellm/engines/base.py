@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgellm.data.batches import Batch
+from forgellm.engines.process_group import ProcessGroup
 from forgellm.schema.generation import Sampling
 
 
@@ -78,9 +79,14 @@ class ScoredToken:
 
 
 class TrainEngine(Protocol):
-    """A model with an optimiser. One update may take several `step` calls (accumulation)."""
+    """A model with an optimiser. One update may take several `step` calls (accumulation).
+
+    Where several processes train together, each gives its share of the rows to the same calls, and
+    weights and figures come out the same in all.
+    """
 
     info: EngineInfo
+    group: ProcessGroup
 
     def step(self, batch: Batch, learning_rate: float, update: bool) -> None:
         """Add the gradient of `batch`; with `update`, divide by the tokens counted since the last

@@ -1,6 +1,7 @@
 """The trainer process: `python -m forgellm.training RUN_FOLDER [--resume]`.
 
 Its output goes to the run's log, a JSON object a line. It holds the run's lock for its whole life.
+Of several that `mlx.launch` starts, the first does; the others only compute.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+from forgellm.engines.process_group import launched_rank
 from forgellm.errors import ForgeError
 from forgellm.paths import find_workspace
 from forgellm.runs.lock import take_lock
@@ -38,13 +40,16 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    with take_lock(run.folder):
-        log.info("trainer %d started on %s", os.getpid(), run.name)
-        try:
+    try:
+        if launched_rank() > 0:
+            session.follow(run.record().recipe, run.workspace, run if args.resume else None)
+            return 0
+        with take_lock(run.folder):
+            log.info("trainer %d started on %s", os.getpid(), run.name)
             state = session.train(run, resume=args.resume)
-        except ForgeError as error:
-            log.error("%s: %s %s", error.code, error.message, error.suggestion)
-            return error.exit_code
+    except ForgeError as error:
+        log.error("%s: %s %s", error.code, error.message, error.suggestion)
+        return error.exit_code
     log.info("%s at iteration %d", state.phase, state.iteration)
     return 0
 

@@ -12,13 +12,12 @@ from forgellm.engines.base import StepMetrics, TrainEngine
 from forgellm.errors import NonFiniteLoss
 from forgellm.hardware import GB
 from forgellm.paths import iso_utc
-from forgellm.runs import checkpoints
-from forgellm.runs.metrics import MetricsWriter, effective, read_lines
-from forgellm.runs.store import Run
+from forgellm.runs.checkpoints import Checkpoint
 from forgellm.runs.summary import eta_minutes
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import ACTIVE_PHASES, MetricsLine, Phase, RunState
 from forgellm.training.overfitting import OverfittingMonitor
+from forgellm.training.recorder import Recorder
 from forgellm.training.schedule import learning_rate
 
 Observer = Callable[[MetricsLine, RunState], None]
@@ -30,14 +29,14 @@ class TrainingLoop:
 
     def __init__(
         self,
-        run: Run,
+        recorder: Recorder,
         recipe: Recipe,
         engine: TrainEngine,
         data: PreparedData,
         should_stop: Callable[[], bool],
         observer: Observer,
     ) -> None:
-        self._run, self._recipe, self._engine, self._data = run, recipe, engine, data
+        self._recorder, self._recipe, self._engine, self._data = recorder, recipe, engine, data
         self._should_stop, self._observer = should_stop, observer
         self._state = RunState()
         self._monitor = OverfittingMonitor(
@@ -51,12 +50,12 @@ class TrainingLoop:
         self._last_saved: int | None = None
         self._last_validation: tuple[int, float | None] = (0, None)
 
-    def run(self, resume_from: checkpoints.Checkpoint | None) -> RunState:
+    def run(self, resume_from: Checkpoint | None) -> RunState:
         """Returns the final state, phase `completed` or `stopped`.
 
         Raises NonFiniteLoss, OutOfMemory, DiskFull, TrainingFailed; what was saved stays usable.
         """
-        with MetricsWriter(self._run.folder) as self._metrics:
+        with self._recorder:
             first = self._continue_from(resume_from) if resume_from else self._begin()
             for iteration in range(first + 1, self._recipe.max_iterations + 1):
                 if self._should_stop():
@@ -81,14 +80,12 @@ class TrainingLoop:
         self._last_read = time.monotonic()
         return 0
 
-    def _continue_from(self, checkpoint: checkpoints.Checkpoint) -> int:
+    def _continue_from(self, checkpoint: Checkpoint) -> int:
         self._engine.restore(checkpoint.weights, checkpoint.folder)
         position = checkpoint.position()
         self._trained_tokens = int(position["trained_tokens"])
         self._seconds_before = float(position["training_seconds"])
-        lines, _ = read_lines(self._run.folder)
-        kept = [line for line in effective(lines) if line.iteration <= checkpoint.iteration]
-        self._monitor.replay(kept)
+        self._monitor.replay(self._recorder.lines_until(checkpoint.iteration))
         self._state.iteration = self._last_saved = checkpoint.iteration
         self._enter("training")
         self._last_read = time.monotonic()
@@ -167,7 +164,7 @@ class TrainingLoop:
                 "memory_usage_gb": metrics.peak_memory_bytes / GB,
                 "tokens_per_second": metrics.num_tokens / seconds if seconds else None,
             }
-        return self._metrics.append(
+        return self._recorder.line(
             iteration=iteration, trained_tokens=self._trained_tokens, **figures
         )
 
@@ -181,16 +178,11 @@ class TrainingLoop:
 
     def _save(self, iteration: int, validation_loss: float | None) -> None:
         self._enter("saving")
-        checkpoints.write_checkpoint(
-            self._run.folder,
-            iteration,
-            validation_loss,
-            self._engine.save_weights,
-            self._engine.save_optimizer,
-            {"trained_tokens": self._trained_tokens, "training_seconds": self._seconds()},
+        position = {"trained_tokens": self._trained_tokens, "training_seconds": self._seconds()}
+        self._recorder.checkpoint(
+            iteration, validation_loss, self._engine, position, self._recipe.max_checkpoints
         )
         self._last_saved = iteration
-        checkpoints.prune(self._run.folder, self._recipe.max_checkpoints)
 
     def _finish_early(self) -> RunState:
         self._save_once()
@@ -219,5 +211,5 @@ class TrainingLoop:
         state.overfitting_iteration = self._monitor.iteration
         if changed or not quietly or now - self._state_written >= _HEARTBEAT_SECONDS:
             state.heartbeat = iso_utc()
-            self._run.write_state(state)
+            self._recorder.state(state)
             self._state_written = now

@@ -12,22 +12,36 @@ from forgellm.atomic import write_json
 from forgellm.data.prepare import PreparedData, prepare_cpt, reopen_prepared
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import TrainEngine
-from forgellm.engines.registry import load_train_engine
-from forgellm.errors import CheckpointNotFound, ForgeError, OutOfMemory, TrainingFailed
-from forgellm.paths import iso_utc
+from forgellm.engines.process_group import is_launched
+from forgellm.engines.registry import engine_name, load_train_engine
+from forgellm.errors import CheckpointNotFound, ConfigError, ForgeError, OutOfMemory, TrainingFailed
+from forgellm.paths import Workspace, iso_utc
 from forgellm.runs import checkpoints
 from forgellm.runs.store import Run
+from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import MetricsLine, RunRecord, RunState
 from forgellm.training.followers import Followers
 from forgellm.training.loop import Observer, TrainingLoop
 from forgellm.training.plan import Plan, plan_compute
 from forgellm.training.preflight import rehearse
+from forgellm.training.recorder import Recorder, RunRecorder, SilentRecorder
 
 log = logging.getLogger(__name__)
 
 
 class _Stopped(Exception):
     """A stop request came before the first update."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that a run needs to train. `measured` are the figures of the rehearsal."""
+
+    plan: Plan
+    engine: TrainEngine
+    data: PreparedData
+    measured: dict[str, float]
+    should_stop: Callable[[], bool]
 
 
 @dataclass
@@ -77,27 +91,62 @@ class Session:
 
     def _train(self, run: Run, resume: bool, followers: Followers) -> RunState:
         record = run.record()
-        recipe = record.recipe.resolved()
-        should_stop = self._stop_check(run)
         checkpoint = self._checkpoint_to_resume(run) if resume else None
-        # Whoever made the run has checked the name; a resume may come from another place.
-        plan = plan_compute(recipe, run.workspace, allow_absolute=True)
-        self.progress("reading and tokenising the documents")
-        data = self._prepare(run, record, plan, should_stop)
-        self.progress("loading the model")
-        engine = load_train_engine(recipe, plan.model.path)
-        self.progress("rehearsing one step")
-        measured = rehearse(engine, data, plan)
+        ready = self._make_ready(record.recipe, record.data, run.workspace, run.stop_requested)
         if checkpoint is None:
-            run.write_record(_completed(record, plan, engine, data, measured))
-            if (config := engine.adapter_config()) is not None:
+            run.write_record(_completed(record, ready))
+            if (config := ready.engine.adapter_config()) is not None:
                 write_json(run.folder / "adapter_config.json", config)
-        for warning in data.warnings:
+        for warning in ready.data.warnings:
             log.warning(warning)
         followers.open_trackers(run.written_state())
+        return self._loop(ready, RunRecorder(run), self._with(followers)).run(checkpoint)
+
+    def follow(
+        self, recipe: Recipe, workspace: Workspace, resume_from: Run | None = None
+    ) -> RunState:
+        """Compute this process's share of a run that another process, the first, writes.
+
+        Raises what `train` raises.
+        """
+        summary = resume_from.record().data if resume_from else {}
+        ready = self._make_ready(recipe, summary, workspace, lambda: False)
+        checkpoint = self._checkpoint_to_resume(resume_from) if resume_from else None
+        earlier = RunRecorder(resume_from).lines_until(2**31) if resume_from else []
+        return self._loop(ready, SilentRecorder(earlier), self.observer).run(checkpoint)
+
+    def _make_ready(
+        self,
+        recipe: Recipe,
+        summary: dict[str, Any],
+        workspace: Workspace,
+        stop_requested: Callable[[], bool],
+    ) -> _Ready:
+        """Data (that of `summary` for a resume), model and a rehearsed step.
+
+        Raises ForgeError and _Stopped.
+        """
+
+        def should_stop() -> bool:
+            return self.stop or stop_requested()
+
+        # Whoever made the run has checked the name; a resume may come from another place.
+        _require_engine_of_launcher(recipe.engine)
+        plan = plan_compute(recipe.resolved(), workspace, allow_absolute=True)
+        self.progress("reading and tokenising the documents")
+        data = self._prepare(summary, workspace, plan, should_stop)
+        self.progress("loading the model")
+        engine = load_train_engine(plan.recipe, plan.model.path)
+        group = engine.group
+        data = data.shared(group.rank, group.size)
+        self.progress("rehearsing one step")
+        measured = rehearse(engine, data, plan)
         self.progress("training")
-        loop = TrainingLoop(run, recipe, engine, data, should_stop, self._with(followers))
-        return loop.run(checkpoint)
+        return _Ready(plan, engine, data, measured, lambda: group.any(should_stop()))
+
+    def _loop(self, ready: _Ready, recorder: Recorder, observer: Observer) -> TrainingLoop:
+        recipe = ready.plan.recipe
+        return TrainingLoop(recorder, recipe, ready.engine, ready.data, ready.should_stop, observer)
 
     def _with(self, followers: Followers) -> Observer:
         def observe(line: MetricsLine, state: RunState) -> None:
@@ -105,9 +154,6 @@ class Session:
             self.observer(line, state)
 
         return observe
-
-    def _stop_check(self, run: Run) -> Callable[[], bool]:
-        return lambda: self.stop or run.stop_requested()
 
     def _checkpoint_to_resume(self, run: Run) -> checkpoints.Checkpoint:
         checkpoint, damaged = checkpoints.newest_verified(run.folder)
@@ -120,8 +166,8 @@ class Session:
 
     def _prepare(
         self,
-        run: Run,
-        record: RunRecord,
+        summary: dict[str, Any],
+        workspace: Workspace,
         plan: Plan,
         should_stop: Callable[[], bool],
     ) -> PreparedData:
@@ -131,22 +177,21 @@ class Session:
 
         tokenizer = Tokenizer.load(plan.model.path)
         recipe, seq_len = plan.recipe, plan.max_seq_length
-        if record.data:
-            return reopen_prepared(
-                record.data, recipe, run.workspace, tokenizer, seq_len, on_progress
-            )
-        return prepare_cpt(recipe, run.workspace, tokenizer, seq_len, on_progress)
+        if summary:
+            return reopen_prepared(summary, recipe, workspace, tokenizer, seq_len, on_progress)
+        return prepare_cpt(recipe, workspace, tokenizer, seq_len, on_progress)
 
 
-def _completed(
-    record: RunRecord,
-    plan: Plan,
-    engine: TrainEngine,
-    data: PreparedData,
-    measured: dict[str, float],
-) -> RunRecord:
+def _require_engine_of_launcher(engine: str) -> None:
+    """Raises ConfigError where a launcher's processes would not know of each other."""
+    if is_launched() and engine_name(engine) != "mlx":
+        raise ConfigError.one("engine", "processes of mlx.launch train together with mlx only")
+
+
+def _completed(record: RunRecord, ready: _Ready) -> RunRecord:
     """`run.json` as it stays: everything that decided the run."""
-    info, model = engine.info, plan.model
+    plan, data = ready.plan, ready.data
+    info, model = ready.engine.info, plan.model
     return record.model_copy(
         update={
             "recipe": plan.recipe.model_copy(update={"max_seq_length": plan.max_seq_length}),
@@ -163,7 +208,7 @@ def _completed(
                 "context_length": info.context_length,
             },
             "data": data.summary,
-            "memory": measured,
+            "memory": ready.measured,
             "versions": {"forgellm": __version__, **info.versions},
             "warnings": [*plan.warnings, *data.warnings],
         }

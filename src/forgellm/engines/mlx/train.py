@@ -15,6 +15,7 @@ from forgellm.engines.base import EngineInfo, StepMetrics
 from forgellm.engines.layers import last_blocks, layer_index
 from forgellm.engines.mlx import adapters, checkpoint, load, memory, optimizer
 from forgellm.engines.mlx.cross_entropy import chunk_rows, chunked_losses, cross_entropy_sum
+from forgellm.engines.mlx.distributed import MlxGroup
 from forgellm.engines.mlx.grad_checkpoint import checkpoint_blocks
 from forgellm.engines.mlx.random_state import random_state, set_random_state
 from forgellm.engines.mlx.scoring import device_batch, packed_hidden_states, prove_packing
@@ -28,6 +29,7 @@ class MlxTrainEngine:
 
     def __init__(self, recipe: Recipe, model_path: Path) -> None:
         memory.set_limits()
+        self.group = MlxGroup()
         self._recipe = recipe
         self._place = load.choose_placement(recipe.dtype)
         self._model_path = model_path
@@ -39,7 +41,8 @@ class MlxTrainEngine:
         _require_possible(recipe, self._config)
         self._split = load.split_model(self.model.eval())
         self._vocab_size = int(self._split.head(self._hidden_of([0, 1])).shape[-1])
-        prove_packing(self._split, self._place.dtype, self._vocab_size, recipe.batch_size)
+        own_rows = _rows_of_one(recipe.batch_size, self.group.size)
+        prove_packing(self._split, self._place.dtype, self._vocab_size, own_rows)
         self._lora = None if full else adapter.settings_of(recipe)
         num_parameters = load.num_parameters(self.model)
         self._layer_names = self._make_trainable()
@@ -72,10 +75,10 @@ class MlxTrainEngine:
     def _update(self, learning_rate: float) -> None:
         """Divide by the tokens of all micro-batches, so that accumulation equals the big batch."""
         assert self._grads is not None
-        tokens = mx.array(float(max(1, self._pending_tokens)))
-        rate = mx.array(learning_rate)
+        tokens = self.group.sum(mx.array(float(self._pending_tokens)))
+        grads = self.group.sum_gradients(self._grads)
         self.params, self.moments, self._grad_norm = self._apply(
-            self.params, self._grads, self.moments, tokens, rate
+            self.params, grads, self.moments, mx.maximum(1.0, tokens), mx.array(learning_rate)
         )
         self._grads, self._pending_tokens = None, 0
 
@@ -156,10 +159,11 @@ class MlxTrainEngine:
 
     def read_metrics(self) -> StepMetrics:
         with memory.out_of_memory_named():
+            loss, num_tokens = self._over_all(self._loss_total, self._num_tokens)
             metrics = StepMetrics(
-                training_loss=float(self._loss_total) / max(1, self._num_tokens),
+                training_loss=loss / max(1, num_tokens),
                 grad_norm=float(self._grad_norm),
-                num_tokens=self._num_tokens,
+                num_tokens=num_tokens,
                 peak_memory_bytes=memory.peak_bytes(),
             )
         self._loss_total = self._grad_norm = mx.array(0.0)
@@ -167,19 +171,28 @@ class MlxTrainEngine:
         return metrics
 
     def validation_loss(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> float:
-        total, num_tokens = 0.0, 0
+        total, num_tokens = mx.array(0.0), 0
         self.model.eval()
         try:
             for batch in batches:
                 if should_stop():
                     break
+                if not len(batch.tokens):
+                    continue
                 with memory.out_of_memory_named():
-                    total += float(self._eval_loss_sum(self.params, *device_batch(batch)))
+                    total = total + self._eval_loss_sum(self.params, *device_batch(batch))
+                    mx.eval(total)
                 num_tokens += batch.num_targets
         finally:
             self.model.train()
             memory.release_freed()
-        return total / num_tokens if num_tokens else float("nan")
+        loss, num_tokens = self._over_all(total, num_tokens)
+        return loss / num_tokens if num_tokens else float("nan")
+
+    def _over_all(self, loss_sum: mx.array, num_tokens: int) -> tuple[float, int]:
+        """Both summed over the processes."""
+        loss = float(self.group.sum(loss_sum))
+        return loss, int(self.group.sum(mx.array(num_tokens)))
 
     def rehearse(self, batch: Batch) -> int:
         """Forward and backward on `batch`, then as if nothing had happened; see the protocol."""
@@ -262,3 +275,9 @@ def _require_possible(recipe: Recipe, config: dict[str, Any]) -> None:
     if recipe.grad_checkpoint and recipe.lora_dropout:
         # MLX draws another mask when it computes a block again: wrong gradients, unnoticed.
         raise ConfigError.one("lora_dropout", "must be 0 with grad_checkpoint on the MLX engine")
+
+
+def _rows_of_one(batch_size: int, num_ranks: int) -> int:
+    if batch_size % num_ranks:
+        raise ConfigError.one("batch_size", f"must be a multiple of the {num_ranks} processes")
+    return batch_size // num_ranks

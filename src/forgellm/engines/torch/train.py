@@ -16,6 +16,7 @@ from forgellm.engines import adapter
 from forgellm.engines.base import EngineInfo, StepMetrics
 from forgellm.engines.checkpoint_files import OPTIMIZER_FILE, RNG_FILE
 from forgellm.engines.layers import last_blocks
+from forgellm.engines.process_group import Alone
 from forgellm.engines.torch import adapters, load, memory
 from forgellm.engines.torch.lora import add_lora
 from forgellm.engines.torch.scoring import loss_sum, prove_packing
@@ -30,6 +31,7 @@ class TorchTrainEngine:
 
     def __init__(self, recipe: Recipe, model_path: Path) -> None:
         memory.keep_freed_memory()
+        self.group = Alone()
         self._recipe = recipe
         self._place = load.choose_placement(recipe.dtype)
         torch.manual_seed(recipe.seed)

@@ -1,0 +1,41 @@
+"""Several MLX processes, started by `mlx.launch`: sums over all of them."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx.nn.utils import average_gradients
+from mlx.utils import tree_flatten
+
+from forgellm.engines.mlx.tensor_files import Tensors
+
+
+class MlxGroup:
+    """See `engines.process_group.ProcessGroup`. Alone, nothing is sent and nothing changes."""
+
+    def __init__(self) -> None:
+        self._group = mx.distributed.init()
+
+    @property
+    def rank(self) -> int:
+        return int(self._group.rank())
+
+    @property
+    def size(self) -> int:
+        return int(self._group.size())
+
+    def any(self, flag: bool) -> bool:
+        # On the CPU's stream, so that the question does not wait for the GPU's step.
+        return flag if self.size == 1 else float(self.sum(mx.array(float(flag)))) > 0
+
+    def sum(self, value: mx.array) -> mx.array:
+        """Over all processes, elementwise."""
+        if self.size == 1:
+            return value
+        return mx.distributed.all_sum(value, group=self._group, stream=mx.cpu)
+
+    def sum_gradients(self, grads: Tensors) -> Tensors:
+        """Over all processes; small gradients travel together."""
+        if self.size == 1:
+            return grads
+        averaged = tree_flatten(average_gradients(grads, self._group))  # it nests dotted names
+        return {name: grad * self.size for name, grad in averaged}
