@@ -178,6 +178,10 @@ def test_whole_numbers_may_be_written_with_a_fraction_of_zero(servers: Servers) 
     [answer] = servers.web.ask(Ask("POST", "/api/training/start", JSON, (body,)))
     assert answer.status == 400
     assert [problem["field"] for problem in answer.json()["details"]["problems"]] == ["batch_size"]
+    # Below the bound by one; as a float it would be the bound.
+    body = b'{"model": "tiny", "prompt": "a", "seed": -9223372036854775809}'
+    [answer] = servers.model.ask(Ask("POST", "/v1/completions", JSON, (body,)))
+    assert answer.status == 400 and answer.json()["error"]["param"] == "seed"
 
 
 def _is_outside(value: float, bounds: dict[str, float]) -> bool:

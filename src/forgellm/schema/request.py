@@ -7,9 +7,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
 
+_EXACT = 2.0**53  # beyond it a float may stand for an integer that it is not
+
+
 def as_whole(value: Any) -> Any:
     """JSON has one kind of number: 5.0 is as good an integer as 5."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < _EXACT
+    return int(value) if is_whole else value
 
 
 WholeNumber = Annotated[int, BeforeValidator(as_whole)]
