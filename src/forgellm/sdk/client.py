@@ -72,9 +72,15 @@ class ForgeLLMClient(RunRoutes):
         *,
         engine: str | None = None,
         dtype: str | None = None,
+        kv_bits: int | None = None,
     ) -> Reply:
         """Begin loading; the reply comes at once, and generating waits until it is there."""
-        body = {"adapter_path": adapter_path, "engine": engine, "dtype": dtype}
+        body = {
+            "adapter_path": adapter_path,
+            "engine": engine,
+            "dtype": dtype,
+            "kv_bits": kv_bits,
+        }
         return self._post("/api/model/load", {"model_name": model_name} | given(body))
 
     def model_status(self) -> Reply:
