@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,8 @@ from forgellm.paths import Workspace
 from forgellm.runs.store import Run, active_run, list_runs
 from forgellm.training.session import Session
 from serving import PATIENCE_SECONDS, eventually
+from spec_lines import SPEC, lines_of_the_spec, needs_spec
 from tiny_workspace import build_tiny_workspace, tiny_recipe
-
-SPEC = Path(__file__).parents[3] / "shared" / "spec" / "forgellm_api_reference.md"
 
 Command = Callable[..., "Result"]
 
@@ -243,15 +242,7 @@ def test_completion_names_every_command(shell: str, forgellm: Command) -> None:
             assert re.search(rf"\b{name}\b", script)
 
 
-def lines_of_the_spec() -> Iterator[list[str]]:
-    """The commands of the spec's shell examples, without the brackets of optional parts."""
-    for block in re.findall(r"```bash\n(.*?)```", SPEC.read_text(), re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("forgellm "):
-                yield shlex.split(re.sub(r"[\[\]]", "", line))[1:]
-
-
-@pytest.mark.skipif(not SPEC.is_file(), reason="the specification is not in this checkout")
+@needs_spec
 def test_every_command_line_of_the_spec_parses() -> None:
     parser, lines = all_parsers(), list(lines_of_the_spec())
     assert len(lines) >= 9
@@ -259,15 +250,23 @@ def test_every_command_line_of_the_spec_parses() -> None:
         assert callable(parser.parse_args(line).run)
 
 
-@pytest.mark.skipif(not SPEC.is_file(), reason="the specification is not in this checkout")
+# Every command that the spec lists, and what the chat says to each in turn.
+TYPED = "/help\n/system Be brief.\n/system\nHello\n/stats\n/clear\n/exit\n"
+HEARD = "/clear.*/exit.*System prompt: Be brief.\nSystem prompt: Be brief.\n.*Answers: 1"
+
+
+@needs_spec
 def test_every_cli_line_of_the_spec_runs(forgellm: Command, lora: Run) -> None:
     for line in lines_of_the_spec():
         if line[0] != "cli":
             continue
         names = {"mlx-community/Qwen3-4B-bf16": "tiny", "models/cpt/my_model": lora.output_dir}
-        result = forgellm(*(names.get(word, word) for word in line), stdin="/stats\n/q\n")
+        is_chat = line[1] == "generate" and "--prompt" not in line
+        result = forgellm(*(names.get(word, word) for word in line), stdin=TYPED if is_chat else "")
         assert result.code == 0, result.err
-        assert result.out or "/stats" not in line
+        assert result.out
+        if is_chat:
+            assert re.search(HEARD, result.err, re.DOTALL), result.err
 
 
 CHAT = ("cli", "generate", "--model", "tiny", "--temperature", "0", "--max-tokens", "24")

@@ -19,10 +19,10 @@ from forgellm.paths import Workspace
 from forgellm.runs.store import active_run
 from forgellm.supervisor import stop_training
 from serving import PATIENCE_SECONDS, eventually
+from spec_lines import SPEC, needs_spec
 from tiny_workspace import build_tiny_workspace
 
 ROOT = Path(__file__).parents[2]
-SPEC = ROOT.parent / "shared" / "spec" / "forgellm_api_reference.md"
 STATIC = ROOT / "src" / "forgellm" / "web" / "static"
 RECIPE = {
     "model_name": "tiny", "dataset": "notes", "max_iterations": 6, "batch_size": 1,
@@ -31,7 +31,6 @@ RECIPE = {
 NODE = shutil.which("node")
 
 needs_node = pytest.mark.skipif(NODE is None, reason="needs Node")
-needs_spec = pytest.mark.skipif(not SPEC.is_file(), reason="the specification is not here")
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,16 @@ import httpx2
 import psutil
 import pytest
 
+from forgellm import supervisor
 from forgellm.paths import Workspace
 from forgellm.runs.store import active_run
 from forgellm.supervisor import stop_training
+from forgellm.training.session import Session
 from serving import PATIENCE_SECONDS, eventually
+from spec_lines import lines_of_the_spec, needs_spec
 from tiny_model import build_tiny_model
 from tiny_tokenizer import TRAINING_TEXT, build_tiny_tokenizer
+from tiny_workspace import tiny_recipe
 
 Start = Callable[..., "Server"]
 
@@ -172,6 +176,28 @@ def test_model_server_does_not_outlive_a_killed_parent(start: Start) -> None:
     child = both.model_server()
     both.end(signal.SIGKILL)
     eventually(lambda: not child.is_running())
+
+
+@needs_spec
+def test_every_server_line_of_the_spec_runs(start: Start, workspace: Workspace) -> None:
+    """With free ports and our model; what each starts answers."""
+    run, lock = supervisor.claim_new_run(workspace, tiny_recipe(dataset="mill"), max_seq_length=64)
+    with lock:
+        Session().train(run)
+    lines = [line for line in lines_of_the_spec() if line[0] in ("start", "server", "web")]
+    assert [line[0] for line in lines] == ["start", "server", "web"]
+    for line in lines:
+        names = {"MODEL": "tiny", "ADAPTER": run.output_dir}
+        names |= {port: str(free_port()) for port in ("5001", "5002")}
+        server = start(*(names.get(word, word) for word in line))
+        token = server.url.partition("?token=")[2]
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        assert bool(token) == ("0.0.0.0" in line)
+        assert server.client.get("/api/health", headers=headers).json()["success"] is True
+        if line[0] == "server":
+            eventually(lambda server=server: server.get("/api/model/status")["loaded"])
+            assert server.get("/api/model/status")["adapter_path"] == run.output_dir
+        assert server.end() == 0
 
 
 def test_training_outlives_the_servers_and_its_best_checkpoint_answers(

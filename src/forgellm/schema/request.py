@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
-
 _EXACT = 2.0**53  # beyond it a float may stand for an integer that it is not
 
 
