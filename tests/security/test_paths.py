@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import sys
@@ -16,10 +17,14 @@ import orjson
 import pytest
 
 import forgellm
+from forgellm.guard import GuardSettings
 from forgellm.paths import Workspace, hub_cache
+from forgellm.web.app import create_app
 from security.attack import INSIDE, SECRET, Answer, Ask, Server
 from security.conftest import Servers
 from security.corpus import usual_request
+from serving import served
+from socket_listener import listening
 
 JSON = (("content-type", "application/json"),)
 _WATCHED = {"open", "os.listdir", "os.scandir", "os.remove", "os.rename", "os.rmdir", "os.mkdir",
@@ -152,6 +157,21 @@ def test_no_path_leads_out_of_the_workspace(
     assert num_asks >= 5000, num_asks
     assert [name for name in sorted(opened) if not is_allowed(name, workspace)] == []
     assert before.items() <= _hashes(workspace.root.parent).items()
+
+
+def test_no_subscription_leads_out_of_the_workspace(workspace: Workspace) -> None:
+    tried = [value for value in payloads(workspace.root.with_name("outside")) if value]
+
+    async def answers(url: str) -> list[dict[str, Any]]:
+        async with await listening(url) as listener:
+            return [await listener.subscribe(training_id=value) for value in tried]
+
+    app = create_app(workspace, GuardSettings(), "http://127.0.0.1:1")
+    with served(app) as web, watched() as opened:
+        found = asyncio.run(answers(str(web.base_url)))
+    assert {answer["error_code"] for answer in found} == {"RUN_NOT_FOUND"}
+    assert SECRET not in str(found)
+    assert [name for name in sorted(opened) if not is_allowed(name, workspace)] == []
 
 
 def test_the_watch_sees_an_open_outside(workspace: Workspace) -> None:
