@@ -14,8 +14,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models.cache import KVCache
 from mlx_lm.utils import load_model, quantize_model, save_model
 
+from forgellm.engines.mlx.answers import Answer, Question
 from forgellm.engines.mlx.decoding import MAX_CONCURRENT, Float32Logits
 from forgellm.engines.mlx.generate import MlxGenerateEngine
 from forgellm.engines.torch.generate import TorchGenerateEngine
@@ -186,6 +188,43 @@ def test_a_closed_answer_stops_within_a_token(
     num_passes = len(computed)
     engine._worker.call(lambda opened: None)
     assert len(computed) == num_passes < 300
+
+
+def test_an_answer_closed_while_its_prompt_is_read_keeps_what_was_read(
+    engine: MlxGenerateEngine, folders: Callable[[str], Path], computed: list[int]
+) -> None:
+    prompt = [n % 97 for n in range(400)]
+    [expected] = alone(folders("llama"), [(prompt, greedy())])
+    answer, waiting = (Answer(Question(prompt, greedy(), NEVER, 20)) for _ in range(2))
+    computed.clear()
+
+    def begin_and_close(opened: Any) -> None:
+        opened.decoder.insert(answer)
+        opened.step()
+        opened.decoder.insert(waiting)
+        for each in (answer, waiting):
+            each.close()
+        opened.step()
+        assert opened.is_idle
+
+    engine._worker.call(begin_and_close)
+    assert 0 < sum(computed) < 300
+    num_read = sum(computed)
+    computed.clear()
+    assert list(engine.generate(prompt, greedy(), NEVER)) == expected
+    assert sum(computed) - len(computed) < 400 - num_read + 5
+
+
+def test_caches_that_cannot_be_batched_are_served_one_by_one(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = mixed_questions(6)
+    expected = alone(folders("llama"), questions)
+    monkeypatch.delattr(KVCache, "merge")
+    engine = open_engine(folders("llama"))
+    assert engine.max_concurrent == 1
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda q: list(engine.generate(*q, NEVER)), questions)) == expected
 
 
 def test_a_failure_reaches_all_who_wait_and_the_next_answer_works(

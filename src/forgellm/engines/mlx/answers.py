@@ -50,6 +50,10 @@ class Answer:
         """Whether nobody waits for more tokens."""
         return self._closed.is_set()
 
+    def close(self) -> None:
+        """To be called by who asked: nobody waits any more."""
+        self._closed.set()
+
     def tokens(self) -> Generator[Token]:
         """As they are made. Raises what ended the answer. Closing it ends the work."""
         try:
@@ -58,7 +62,7 @@ class Answer:
                     raise item
                 yield item
         finally:
-            self._closed.set()
+            self.close()
 
 
 def _twin(error: Exception) -> Exception:

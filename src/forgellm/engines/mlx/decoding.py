@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, StopSequences
+from mlx_lm.models.cache import make_prompt_cache
 
 from forgellm.engines.mlx.answers import Answer
 from forgellm.engines.mlx.memory import out_of_memory_named
@@ -65,6 +66,11 @@ def started(answer: Answer) -> Running:
     return Running(answer, Chooser(question.sampling, question.prompt_ids, keep_logits=keep))
 
 
+def can_batch(model: nn.Module) -> bool:
+    """Whether mlx-lm can put the caches of several answers into one."""
+    return all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
+
+
 def end_all(answers: Iterable[Answer], error: Exception) -> None:
     """Tell everyone who waits, and the log, which alone has the traceback."""
     _log.error("making answers failed", exc_info=error)
@@ -77,6 +83,8 @@ class BatchDecoder:
 
     New prompts are read in between, some tokens at a time. All answers that run fail together.
     """
+
+    max_concurrent = MAX_CONCURRENT
 
     def __init__(self, model: nn.Module, prefixes: PrefixStore) -> None:
         self._model = Float32Logits(model)
@@ -95,8 +103,9 @@ class BatchDecoder:
     def insert(self, answer: Answer) -> None:
         question = answer.question
         prompt = question.prompt_ids
-        running = started(answer)
         try:
+            running = started(answer)
+            self._prefixes.make_room(self.num_bytes)
             caches, num_known = self._prefixes.find(prompt)
             [uid] = self._batch.insert(
                 [prompt[num_known:]],

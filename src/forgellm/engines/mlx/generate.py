@@ -21,9 +21,9 @@ from forgellm.engines.base import EngineInfo, ScoredToken
 from forgellm.engines.mlx import load, memory
 from forgellm.engines.mlx.adapters import attach_adapter, merge_lora
 from forgellm.engines.mlx.answers import Answer, Question, Token
-from forgellm.engines.mlx.decoding import MAX_CONCURRENT, SHORTER, BatchDecoder
+from forgellm.engines.mlx.decoding import SHORTER, BatchDecoder, can_batch
+from forgellm.engines.mlx.one_by_one import SingleDecoder, cache_bits
 from forgellm.engines.mlx.prefixes import PrefixStore
-from forgellm.engines.mlx.quantized import QuantizedDecoder, cache_bits
 from forgellm.engines.mlx.scoring import batch_log_probs, prove_packing, score_text
 from forgellm.engines.mlx.worker import Worker
 from forgellm.errors import CheckpointNotFound, InvalidRequest
@@ -125,7 +125,7 @@ class MlxGenerateEngine:
         self._gauge = _Gauge()
         self._worker = Worker(partial(_Opened, wanted, self._gauge))
         self.info = self._worker.call(lambda opened: opened.info)
-        self.max_concurrent = MAX_CONCURRENT if kv_bits is None else 1
+        self.max_concurrent = self._worker.call(lambda opened: opened.decoder.max_concurrent)
 
     def generate(
         self, prompt_ids: list[int], sampling: Sampling, stop_ids: frozenset[int]
@@ -170,10 +170,10 @@ class MlxGenerateEngine:
 
 def _decoder(
     model: nn.Module, prefixes: PrefixStore, kv_bits: int | None
-) -> BatchDecoder | QuantizedDecoder:
-    if kv_bits is None:
-        return BatchDecoder(model, prefixes)
-    return QuantizedDecoder(model, prefixes, cache_bits(model, kv_bits))
+) -> BatchDecoder | SingleDecoder:
+    if kv_bits is not None:
+        return SingleDecoder(model, prefixes, cache_bits(model, kv_bits))
+    return BatchDecoder(model, prefixes) if can_batch(model) else SingleDecoder(model, prefixes)
 
 
 def _free_bytes() -> int:

@@ -102,14 +102,15 @@ def sample(log_probs: mx.array, temperature: float, top_p: float, key: mx.array)
     """One token for each row of [N, V] float32; temperature above 0.
 
     `top_p` keeps the smallest set of that mass, after the temperature (Holtzman et al. 2019, arXiv
-    1904.09751), always at least one token. Noise belongs to token ids, not to ranks, so that
-    rounding, which changes with what is computed beside, changes a choice only at a near tie.
+    1904.09751), always at least one token. Noise is drawn for each token id, so that rounding,
+    which changes with what is computed beside, changes a choice only where two are nearly tied.
     """
     scaled = log_probs / temperature
     if top_p < 1:
-        order = mx.argsort(-scaled, axis=-1)
-        ordered = mx.take_along_axis(mx.softmax(scaled, axis=-1), order, axis=-1)
-        is_outside = mx.cumsum(ordered, axis=-1) - ordered >= top_p
-        is_outside = mx.put_along_axis(mx.zeros_like(is_outside), order, is_outside, axis=-1)
-        scaled = mx.where(is_outside, -mx.inf, scaled)
+        probabilities = mx.softmax(scaled, axis=-1)
+        rising = mx.sort(probabilities, axis=-1)
+        mass_above = mx.cumsum(rising, axis=-1, reverse=True, inclusive=False)
+        num_outside = (mass_above >= top_p).sum(axis=-1, keepdims=True)
+        least = mx.take_along_axis(rising, num_outside, axis=-1)
+        scaled = mx.where(probabilities < least, -mx.inf, scaled)
     return mx.random.categorical(scaled, key=key)

@@ -73,7 +73,7 @@ class Worker(Generic[State]):
 def _run(inbox: _Inbox[State], make_state: Callable[[], State], made: Future[None]) -> None:
     try:
         state = make_state()
-    except Exception as error:
+    except BaseException as error:  # whoever made this waits
         made.set_exception(error)
         return
     finally:

@@ -1,6 +1,6 @@
-"""Answers from a key-value cache in 4 or 8 bits: less memory a token, one answer after the other.
+"""One answer after the other, for caches that mlx-lm cannot put into one batch.
 
-mlx-lm cannot put quantised caches into one batch.
+Those are caches in 4 or 8 bits, which take less memory a token, and those of a few architectures.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _steps(
     prompt: list[int],
     caches: list[Any],
     max_tokens: int,
-    chosen: CacheBits,
+    chosen: CacheBits | None,
     **choice: Any,
 ) -> Generator[tuple[int, mx.array]]:
     steps: Generator[tuple[int, mx.array]] = generate_step(
@@ -65,8 +65,8 @@ def _steps(
         max_tokens=max_tokens,
         prompt_cache=caches,
         prefill_step_size=prefill_tokens(),
-        kv_bits=chosen.bits,
-        kv_group_size=chosen.group_size,
+        kv_bits=chosen.bits if chosen else None,
+        kv_group_size=chosen.group_size if chosen else 64,
         quantized_kv_start=0,
         **choice,
     )
@@ -83,10 +83,14 @@ class _Current:
     tokens: list[int]
 
 
-class QuantizedDecoder:
-    """See `decoding.BatchDecoder`."""
+class SingleDecoder:
+    """See `decoding.BatchDecoder`. Without `chosen`, caches are in the model's own type."""
 
-    def __init__(self, model: nn.Module, prefixes: PrefixStore, chosen: CacheBits) -> None:
+    max_concurrent = 1
+
+    def __init__(
+        self, model: nn.Module, prefixes: PrefixStore, chosen: CacheBits | None = None
+    ) -> None:
         self._model = Float32Logits(model)
         self._prefixes = prefixes
         self._bits = chosen
@@ -124,8 +128,9 @@ class QuantizedDecoder:
         answer = self._waiting.popleft()
         if answer.is_closed:
             return None
-        question, running = answer.question, started(answer)
+        question = answer.question
         try:
+            running = started(answer)
             caches, num_known = self._prefixes.find(question.prompt_ids)
             if caches is None:
                 caches = make_prompt_cache(self._model)
