@@ -26,6 +26,7 @@ from forgellm.errors import (
 )
 from forgellm.paths import Workspace, iso_utc
 from forgellm.runs.checkpoints import newest_verified
+from forgellm.runs.last_words import cause_of_death
 from forgellm.runs.lock import LOCK_FD_VARIABLE, RunLock, file_lock, holder
 from forgellm.runs.store import Run, active_run, create_run, run_folders
 from forgellm.schema.recipe import Recipe
@@ -241,8 +242,10 @@ def _note_death(run: Run) -> None:
         state = run.written_state()
         if state.phase not in ACTIVE_PHASES:
             return
+        reason, suggestion = cause_of_death(run)
         error = WorkerDied(
-            "The trainer ended without finishing",
+            reason,
+            suggestion=suggestion,
             details={"phase": state.phase, "iteration": state.iteration, "log": "trainer.log"},
         )
         run.write_state(

@@ -93,6 +93,37 @@ def test_the_compiled_step_equals_the_plain_one(
         np.testing.assert_allclose(ends[0][0][key], ends[1][0][key], rtol=1e-4, atol=1e-6)
 
 
+def test_attention_in_blocks_equals_the_dense_one_and_keeps_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forgellm.engines.mlx import attention
+
+    folder = build_tiny_model(tmp_path / "m", num_hidden_layers=4)
+    batch = random_batch([[100, 156, 256], [500, 12]])
+    found, peaks = [], []
+    for block in (10_000, 64):
+        monkeypatch.setattr(attention, "BLOCK", block)
+        engine = make_engine("mlx", folder)
+        with_random_adapters(engine, tmp_path / str(block))
+        peaks.append(engine.rehearse(batch))
+        engine.step(batch, 0.0, update=False)
+        found.append(gradients(engine))
+    for key in found[0]:
+        np.testing.assert_allclose(found[0][key], found[1][key], rtol=1e-3, atol=1e-6)
+    assert peaks[1] < peaks[0] - 4 * 512 * 512 * 4  # a head's probabilities
+
+
+def test_no_layer_keeps_its_attention_probabilities(tmp_path: Path) -> None:
+    """Eight layers of [4, 512, 512] float32 would take 34 MB more than four."""
+    peaks = [
+        make_engine("mlx", build_tiny_model(tmp_path / str(n), num_hidden_layers=n)).rehearse(
+            random_batch([[200, 312]])
+        )
+        for n in (4, 12)
+    ]
+    assert peaks[1] - peaks[0] < 0.5 * 8 * 4 * 512 * 512 * 4
+
+
 def test_models_that_ignore_segments_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,7 +223,6 @@ def test_paths_outside_the_workspace_may_be_typed(
         ([], 2, "--model is missing"),
         (["--model", "tiny", "--json"], 2, "--json needs --prompt"),
         (["--model", "tiny", "--temperature", "-1"], 2, "temperature: "),
-        (["--model", "tiny", "--engine", "mlx", "--prompt", "x"], 2, "engine: mlx"),
         (["--model", "tiny", "--base", "--prompt", ""], 2, "The prompt is empty"),
     ],
 )

@@ -67,6 +67,8 @@ def estimate_memory(facts: ModelFacts, recipe: Recipe, seq_len: int, dtype: str)
     trainable = trainable_parameters(facts, recipe)
     full = recipe.fine_tune_type == "full"
     weights = facts.num_parameters * (4 if full else compute_bytes)
+    if facts.quantization:
+        weights = facts.size_bytes  # they stay as they are
     if full and compute_bytes == 2:
         weights += facts.num_parameters * 2  # the cast copies that autocast keeps
     optimizer = trainable * (12 if full else 16)  # gradient and two moments; adapters' own values

@@ -88,9 +88,16 @@ def _require_disk(folder: Path, facts: ModelFacts, recipe: Recipe) -> None:
 
 
 def _require_memory(recipe: Recipe, model: ModelFolder, seq_len: int) -> MemoryEstimate:
-    dtype = hardware.default_dtype()[0] if recipe.dtype == "auto" else recipe.dtype
+    dtype = compute_dtype(recipe)
     available = hardware.training_memory_bytes()
     return require_fit(model.facts, recipe, seq_len, dtype, available)
+
+
+def compute_dtype(recipe: Recipe) -> str:
+    """What `dtype: auto` means on this machine. Raises ConfigError for an engine it lacks."""
+    if recipe.dtype != "auto":
+        return recipe.dtype
+    return hardware.default_dtype(engine_name(recipe.engine))[0]
 
 
 def _length_warnings(recipe: Recipe, seq_len: int) -> list[str]:

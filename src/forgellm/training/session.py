@@ -20,6 +20,7 @@ from forgellm.runs import checkpoints
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import MetricsLine, RunRecord, RunState
+from forgellm.training.awake import kept_awake
 from forgellm.training.followers import Followers
 from forgellm.training.loop import Observer, TrainingLoop
 from forgellm.training.plan import Plan, plan_compute
@@ -63,7 +64,7 @@ class Session:
 
         Raises ForgeError: what went wrong, as it is kept in the state too.
         """
-        with Followers(run) as followers:
+        with kept_awake(), Followers(run) as followers:
             return self._train_or_record(run, resume, followers)
 
     def _train_or_record(self, run: Run, resume: bool, followers: Followers) -> RunState:
@@ -110,10 +111,11 @@ class Session:
         Raises what `train` raises.
         """
         summary = resume_from.record().data if resume_from else {}
-        ready = self._make_ready(recipe, summary, workspace, lambda: False)
         checkpoint = self._checkpoint_to_resume(resume_from) if resume_from else None
         earlier = RunRecorder(resume_from).lines_until(2**31) if resume_from else []
-        return self._loop(ready, SilentRecorder(earlier), self.observer).run(checkpoint)
+        with kept_awake():
+            ready = self._make_ready(recipe, summary, workspace, lambda: False)
+            return self._loop(ready, SilentRecorder(earlier), self.observer).run(checkpoint)
 
     def _make_ready(
         self,

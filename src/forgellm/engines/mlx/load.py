@@ -17,9 +17,9 @@ import mlx.nn as nn
 from mlx_lm.utils import get_total_parameters, load_config
 from mlx_lm.utils import load_model as load_mlx_lm
 
+from forgellm import hardware
 from forgellm.engines.mlx.rope import flat_rope
 from forgellm.errors import UnsupportedModel
-from forgellm.hardware import package_version
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 COMPILE_ON_CPU = False
@@ -42,11 +42,12 @@ class Placement:
 def choose_placement(dtype: str) -> Placement:
     """`dtype` is auto, float32 or bfloat16."""
     if mx.metal.is_available():
-        device, best, reason = "metal", "bfloat16", "Metal computes fastest in bfloat16"
-    elif mx.default_device().type == mx.gpu:
-        device, best, reason = "cuda", "bfloat16", "the GPU computes fastest in bfloat16"
+        device = "metal"
     else:
-        device, best, reason = "cpu", "float32", "MLX's own kernels for processors are for float32"
+        device = "cuda" if mx.default_device().type == mx.gpu else "cpu"
+    best, reason = hardware.default_dtype("mlx")
+    if device == "cuda":
+        best, reason = "bfloat16", "the GPU computes fastest in bfloat16"
     if dtype != "auto":
         best, reason = dtype, "asked for"
     return Placement(device, DTYPES[best], reason)
@@ -155,7 +156,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def versions() -> dict[str, str | None]:
-    return {"mlx": package_version("mlx"), "mlx_lm": package_version("mlx-lm")}
+    return {"mlx": hardware.package_version("mlx"), "mlx_lm": hardware.package_version("mlx-lm")}
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from forgellm.engines import adapter
 from forgellm.engines.base import EngineInfo, StepMetrics
 from forgellm.engines.layers import last_blocks, layer_index
 from forgellm.engines.mlx import adapters, checkpoint, load, memory, optimizer
+from forgellm.engines.mlx.attention import use_blocks
 from forgellm.engines.mlx.cross_entropy import chunk_rows, chunked_losses, cross_entropy_sum
 from forgellm.engines.mlx.distributed import MlxGroup
 from forgellm.engines.mlx.grad_checkpoint import checkpoint_blocks
@@ -39,6 +40,7 @@ class MlxTrainEngine:
             model_path, mx.float32 if full else self._place.dtype
         )
         _require_possible(recipe, self._config)
+        use_blocks(self.model)
         self._split = load.split_model(self.model.eval())
         self._vocab_size = int(self._split.head(self._hidden_of([0, 1])).shape[-1])
         own_rows = _rows_of_one(recipe.batch_size, self.group.size)

@@ -17,7 +17,7 @@ from forgellm.runs.summary import average_tokens_per_second
 from forgellm.schema.figures import DiskItem, EstimateReply, MemoryItem, TimeItem
 from forgellm.schema.recipe import Recipe, parse_recipe
 from forgellm.training.estimate import checkpoint_bytes, estimate_memory, resolve_seq_length
-from forgellm.training.plan import num_checkpoints, plan_run
+from forgellm.training.plan import compute_dtype, num_checkpoints, plan_run
 from forgellm.web.run_figures import curve_of
 
 _RECIPE_BODY = {
@@ -48,7 +48,7 @@ def estimate_run(recipe: Recipe, workspace: Workspace) -> EstimateReply:
     facts = find_model(recipe.model_name, workspace).facts
     seq_len = resolve_seq_length(recipe, facts.context_length)
     recipe = recipe.model_copy(update={"max_seq_length": seq_len})
-    dtype = hardware.default_dtype()[0] if recipe.dtype == "auto" else recipe.dtype
+    dtype = compute_dtype(recipe)
     memory = estimate_memory(facts, recipe, seq_len, dtype).to_dict()
     checkpoint = checkpoint_bytes(facts, recipe)
     rows = recipe.max_iterations * recipe.grad_accum_steps * recipe.batch_size
