@@ -34,6 +34,16 @@ from forgellm.training.session import Session
 from tiny_workspace import build_tiny_workspace, tiny_recipe
 
 
+DEFAULTS: dict[str, Any] = {}
+
+
+@pytest.fixture(params=["torch", "mlx"], autouse=True)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every run of this file is trained by each engine."""
+    monkeypatch.setitem(DEFAULTS, "engine", request.param)
+    return str(request.param)
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     return build_tiny_workspace(tmp_path / "w")
@@ -42,7 +52,7 @@ def workspace(tmp_path: Path) -> Workspace:
 def train(
     workspace: Workspace, session: Session | None = None, **fields: Any
 ) -> tuple[Run, RunState]:
-    run, lock = supervisor.claim_new_run(workspace, tiny_recipe(**fields), max_seq_length=64)
+    run, lock = supervisor.claim_new_run(workspace, tiny_recipe(**{**DEFAULTS, **fields}), max_seq_length=64)
     with lock:
         return run, (session or Session()).train(run)
 
@@ -68,7 +78,7 @@ def stop_after(iteration: int) -> Session:
     return session
 
 
-def test_a_run_learns_and_leaves_a_complete_record(workspace: Workspace) -> None:
+def test_a_run_learns_and_leaves_a_complete_record(workspace: Workspace, engine: str) -> None:
     run, state = train(workspace, max_iterations=30, save_every=10)
     assert state.phase == "completed" == run.state().phase
     lines = effective(read_lines(run.folder)[0])
@@ -81,12 +91,12 @@ def test_a_run_learns_and_leaves_a_complete_record(workspace: Workspace) -> None
     )
     assert all(x.tokens_per_second > 0 and x.memory_usage_gb > 0 for x in lines[1:])
     record = run.record()
-    assert record.engine == "torch"
+    assert record.engine == engine
     assert record.dtype == "float32"
     assert record.recipe.max_seq_length == 64
     assert record.model["num_trainable"] > 0
     assert record.data["fingerprint"]
-    assert record.versions["torch"]
+    assert record.versions[engine]
     assert record.memory["measured_gb"] > 0
     assert math.isfinite(record.memory["estimate_error"])
     assert json.loads((run.folder / "adapter_config.json").read_text())["r"] == 4
@@ -193,7 +203,7 @@ def test_early_stop_ends_a_run_that_only_memorises(workspace: Workspace) -> None
 
 
 def test_a_stop_before_the_first_update_ends_cleanly(workspace: Workspace) -> None:
-    run, lock = supervisor.claim_new_run(workspace, tiny_recipe(), max_seq_length=64)
+    run, lock = supervisor.claim_new_run(workspace, tiny_recipe(**DEFAULTS), max_seq_length=64)
     with lock:
         run.request_stop()
         assert Session().train(run).phase == "stopped"
@@ -279,16 +289,16 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused(
         train(workspace)
 
 
-def test_quantised_weights_are_refused(workspace: Workspace) -> None:
+def test_the_torch_engine_refuses_quantised_weights(workspace: Workspace) -> None:
     file = workspace.base_models / "tiny" / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, "quantization": {"bits": 4, "group_size": 64}}))
     with pytest.raises(UnsupportedModel, match="quantised"):
-        train(workspace)
+        train(workspace, engine="torch")
 
 
 def test_resume_without_a_checkpoint_is_refused(workspace: Workspace) -> None:
-    run, lock = supervisor.claim_new_run(workspace, tiny_recipe(), max_seq_length=64)
+    run, lock = supervisor.claim_new_run(workspace, tiny_recipe(**DEFAULTS), max_seq_length=64)
     lock.release()
     with pytest.raises(CheckpointNotFound):
         resume(workspace, run)
