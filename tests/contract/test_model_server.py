@@ -24,6 +24,7 @@ from forgellm.model_server.slot import Slot
 from forgellm.model_server.turns import MAX_WAITING
 from forgellm.paths import Workspace
 from forgellm.schema.generation import Sampling
+from forgellm.web.app import create_app as create_web_app
 from serving import PATIENCE_SECONDS, eventually, served
 from tiny_workspace import build_two_models
 
@@ -446,3 +447,29 @@ def test_a_real_model_answers_at_the_bounds_of_sampling(
         body = {"prompt": "What is the mill for?", "max_tokens": 8, "seed": 1, **least}
         reply = server.post("/api/model/generate", json=body)
         assert reply.status_code == 200, reply.text
+
+
+def test_64_questions_at_once_through_the_web_server_each_get_their_own_answer(
+    workspace: Workspace,
+) -> None:
+    asks = [
+        {"prompt": f"Sack {number} of the mill", "seed": number, "max_tokens": 8}
+        for number in range(64)
+    ]
+    limits = httpx2.Limits(max_connections=None)
+    model_app = create_app(Slot(workspace), GuardSettings())
+    with (
+        served(model_app) as server,
+        served(create_web_app(workspace, GuardSettings(), str(server.base_url))) as web,
+        httpx2.Client(base_url=web.base_url, limits=limits, timeout=PATIENCE_SECONDS) as many,
+        ThreadPoolExecutor(len(asks)) as pool,
+    ):
+        load(server)
+        alone = [many.post("/api/model/generate", json=ask).json()["response"] for ask in asks]
+        assert len(set(alone)) > 60  # a mix-up would show
+        replies = pool.map(lambda ask: many.post("/api/model/generate", json=ask), asks)
+        for reply, expected in zip(replies, alone, strict=True):
+            if reply.status_code == 503:
+                assert int(reply.headers["retry-after"]) > 0
+            else:
+                assert reply.json()["response"] == expected
