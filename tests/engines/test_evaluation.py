@@ -13,7 +13,8 @@ import transformers
 
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.demo.measure import GENERAL_HELD_OUT, HANDBOOK, PROBES
-from forgellm.engines.torch.generate import TorchGenerateEngine
+from forgellm.engines.base import GenerateEngine
+from forgellm.engines.registry import load_generate_engine
 from forgellm.errors import DataError
 from forgellm.evaluation.probes import Probe, read_probes, score_probes
 from forgellm.evaluation.scoring import Passage, likelihoods, mean_loss, windows
@@ -28,13 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(folder, vocab_size=400)
 
 
-@pytest.fixture(scope="module")
-def engine(folder: Path) -> TorchGenerateEngine:
-    return TorchGenerateEngine(folder, None, dtype="float32")
+@pytest.fixture(scope="module", params=["torch", "mlx"])
+def engine(request: pytest.FixtureRequest, folder: Path) -> GenerateEngine:
+    return load_generate_engine(folder, None, engine=request.param, dtype="float32")
 
 
 def test_packed_likelihoods_equal_those_of_each_passage_alone(
-    folder: Path, engine: TorchGenerateEngine
+    folder: Path, engine: GenerateEngine
 ) -> None:
     rng = np.random.default_rng(0)
     passages = [
@@ -51,7 +52,7 @@ def test_packed_likelihoods_equal_those_of_each_passage_alone(
         assert found.log_prob == pytest.approx(float(wanted.sum()), rel=1e-4)
 
 
-def test_a_long_document_is_scored_in_windows(folder: Path, engine: TorchGenerateEngine) -> None:
+def test_a_long_document_is_scored_in_windows(folder: Path, engine: GenerateEngine) -> None:
     tokenizer = Tokenizer.load(folder)
     passages = windows(tokenizer, "tide and lamp " * 300, length=128)
     assert sum(len(p.ids) for p in passages) == len(tokenizer.encode("tide and lamp " * 300)) + 1
@@ -60,7 +61,7 @@ def test_a_long_document_is_scored_in_windows(folder: Path, engine: TorchGenerat
     assert math.isnan(mean_loss([]))
 
 
-def test_the_likeliest_ending_counts_as_right(folder: Path, engine: TorchGenerateEngine) -> None:
+def test_the_likeliest_ending_counts_as_right(folder: Path, engine: GenerateEngine) -> None:
     tokenizer = Tokenizer.load(folder)
     endings = ["green boats", "stone lamps", "north tides", "eleven keys"]
     scored = score_probes(

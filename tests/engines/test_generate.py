@@ -15,11 +15,20 @@ from forgellm.engines.registry import load_generate_engine
 from forgellm.errors import CheckpointNotFound, ConfigError, InvalidRequest, UnsupportedModel
 from forgellm.schema.generation import Sampling
 from tiny_model import COMMON, build_tiny_model, random_batch
+from training_engines import make_engine, save
 
 ENGINES = ["torch", "mlx"]
 CONTEXT = COMMON["max_position_embeddings"]
 NEVER: frozenset[int] = frozenset()
 PROMPTS = [[1, 2, 3], [5], [*range(40)], [*range(30), 11, 12, 13]]
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 PENALTIES: dict[str, float] = {
     "repetition_penalty": 1.3,
     "frequency_penalty": 0.4,
@@ -71,6 +80,7 @@ def reference_text(folder: Path, prompt: list[int], num_tokens: int, **fields: A
     [
         ("llama", {}),
         ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+        ("llama", {"rope_parameters": LLAMA3_ROPE}),
         ("qwen2", {}),
         ("qwen3", {}),
         ("mistral", {"sliding_window": None}),
@@ -216,6 +226,19 @@ def test_what_cannot_be_loaded_is_named(name: str, folder: Path, tmp_path: Path)
     (tmp_path / "config.json").write_text('{"model_type": "no-such-architecture"}')
     with pytest.raises(UnsupportedModel):
         load_generate_engine(tmp_path, None, engine=name)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_full_checkpoint_stands_in_the_model_s_place(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    trainer = make_engine(name, folder, fine_tune_type="full")
+    trainer.step(random_batch([[9, 14]]), 1e-2, update=True)
+    checkpoint = save(trainer, tmp_path)
+    engine = load_generate_engine(folder, checkpoint, engine=name, dtype="float32")
+    expected = reference_text(checkpoint, [1, 2, 3], 20)
+    assert list(engine.generate([1, 2, 3], greedy(), NEVER)) == expected
+    assert expected != reference_text(folder, [1, 2, 3], 20)
 
 
 def test_torch_has_no_kv_bits(folder: Path) -> None:
