@@ -31,6 +31,8 @@ from tiny_workspace import build_two_models
 TEXT = "The wheel 🐢 turns all day."
 LOAD = {"model_name": "tiny"}
 ASK = {"prompt": "What is the mill for?", "temperature": 0}
+# Hangs up when nothing comes, but not while a slow machine still connects.
+IMPATIENT = httpx2.Timeout(PATIENCE_SECONDS, read=0.3)
 
 
 class Engine:
@@ -297,23 +299,25 @@ def parse(line: str, accept: str) -> dict[str, Any]:
 def test_client_that_goes_away_stops_its_answer(server: httpx2.Client, opener: Opener) -> None:
     gate = opener.gate = threading.Semaphore(1)
     engine = (load(server), opener.engine)[1]
-    body = ASK | {"streaming": True}
-    with server.stream("POST", "/api/model/generate", json=body) as reply:
+    told, engine.ids = engine.ids, engine.ids * 10_000
+    body = ASK | {"max_tokens": len(engine.ids)}
+    with server.stream("POST", "/api/model/generate", json=body | {"streaming": True}) as reply:
         next(reply.iter_lines())
     let_end(gate, engine)
     with pytest.raises(httpx2.ReadTimeout):  # not streaming: gone before the answer is there
-        server.post("/api/model/generate", json=ASK, timeout=0.3)
+        server.post("/api/model/generate", json=body, timeout=IMPATIENT)
     let_end(gate, engine)
+    engine.ids = told
     gate.release(1000)
     assert server.post("/api/model/generate", json=ASK).json()["response"] == TEXT
 
 
 def let_end(gate: threading.Semaphore, engine: Engine) -> None:
-    """One permit at a time: the answer must end before it is complete."""
+    """One permit at a time: the answer, far too long to complete, must end."""
     before = engine.num_made
     while engine.num_running:
-        gate.release()
         made = engine.num_made
+        gate.release()
         eventually(partial(_has_moved, engine, made))
     assert engine.num_made - before < len(engine.ids) - 1
     while gate.acquire(blocking=False):
@@ -331,7 +335,7 @@ def test_client_that_leaves_the_queue_takes_no_turn(server: httpx2.Client, opene
         first = pool.submit(server.post, "/api/model/generate", json=ASK)
         eventually(lambda: engine.num_running)
         with pytest.raises(httpx2.ReadTimeout):
-            server.post("/api/model/generate", json=ASK, timeout=0.3)
+            server.post("/api/model/generate", json=ASK, timeout=IMPATIENT)
         gate.release(1000)
         assert first.result().json()["response"] == TEXT
     assert server.post("/api/model/generate", json=ASK).json()["response"] == TEXT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +27,7 @@ from forgellm.model_server.slot import Slot
 from forgellm.paths import Workspace
 from forgellm.training.session import Session
 from forgellm.web.app import create_app as create_web_app
-from serving import eventually, served
+from serving import PATIENCE_SECONDS, eventually, served
 from tiny_workspace import build_tiny_workspace, build_two_models, tiny_recipe
 
 TINY = "base/tiny"
@@ -393,7 +394,7 @@ class Slow:
             self.num_running += 1
             try:
                 for token_id in generate(*args):
-                    assert self.permits.acquire(timeout=30)
+                    assert self.permits.acquire(timeout=PATIENCE_SECONDS)
                     if self.error is not None:
                         raise self.error
                     self.num_made += 1
@@ -505,7 +506,8 @@ def let_end(slow: Slow) -> None:
         made = slow.num_made
         slow.permits.release()
         eventually(lambda made=made: slow.num_made > made or not slow.num_running)  # type: ignore[misc]
-    assert slow.num_made - before < 100
+        time.sleep(0.02)  # the server must get to see that its client is gone
+    assert slow.num_made - before < 250
 
 
 @pytest.mark.parametrize(
