@@ -26,7 +26,7 @@ from security.conftest import set_hub
 from serving import served
 
 SETTINGS = Path(__file__).with_name("schemathesis.toml")
-_SHORT = {"max_position_embeddings": 48}
+_SHORT = {"max_position_embeddings": 96}
 _CASES = re.compile(r"([\d,]+) generated")
 
 

@@ -78,6 +78,8 @@ def read_lines(folder: Path, offset: int = 0, max_bytes: int = -1) -> tuple[list
     """
     try:
         with open(folder / METRICS_NAME, "rb") as file:
+            if offset > os.fstat(file.fileno()).st_size:
+                return [], offset  # no file system can go where a client may point
             file.seek(max(0, offset))
             data = file.read(max_bytes)
     except FileNotFoundError:
