@@ -222,6 +222,7 @@ def test_an_answer_is_the_same_streamed_or_not(engine: str, workspace: Workspace
         plain = server.post("/api/model/generate", json=body | {"is_base_model": True}).json()
         assert plain["success"] is True
         assert server.post("/api/model/unload").status_code == 200
+        eventually(lambda: all(thread.name != "mlx" for thread in threading.enumerate()))
 
 
 @ENGINES
