@@ -1,4 +1,4 @@
-"""The two plain pages of the web server: what runs now, and what can be called."""
+"""The two pages of the web server: what runs now, and what can be called."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from typing import Any
 
 _PAGE = """<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>ForgeLLM</title></head>
+<head><meta charset="utf-8"><title>ForgeLLM</title>{head}</head>
 <body>
 <h1>ForgeLLM</h1>
 {body}
 </body>
 </html>
 """
+_SWAGGER = (
+    '<link rel="stylesheet" href="/static/vendor/swagger-ui.css">'
+    '<script defer src="/static/vendor/swagger-ui-bundle.js"></script>'
+    '<script defer src="/static/docs.js"></script>'
+)
 _SHOWN = (
     "training_id",
     "phase",
@@ -39,18 +44,22 @@ def home_page(status: dict[str, Any]) -> str:
         '<p><a href="/docs">What this server can be asked</a>,'
         ' <a href="/api/health">its health</a></p>'
     )
-    return _PAGE.format(body=f"{run}\n{links}")
+    return _PAGE.format(head="", body=f"{run}\n{links}")
 
 
 def docs_page(openapi: dict[str, Any]) -> str:
-    """Every route with what it does. FastAPI's own page would load scripts from another site."""
+    """Swagger UI from our own files, since FastAPI's page takes them from another site.
+
+    Without scripts: every route with what it does.
+    """
     rows = [
         (f"{method.upper()} {path}", operation.get("description", ""))
         for path, operations in openapi["paths"].items()
         for method, operation in operations.items()
     ]
     links = '<p>With all fields and their ranges: <a href="/openapi.json">openapi.json</a></p>'
-    return _PAGE.format(body=f"<h2>Routes</h2>\n{_table(rows)}\n{links}")
+    listed = f"<noscript><h2>Routes</h2>\n{_table(rows)}\n</noscript>{links}"
+    return _PAGE.format(head=_SWAGGER, body=f'<div id="api"></div>\n{listed}')
 
 
 def _table(rows: list[tuple[str, Any]]) -> str:
