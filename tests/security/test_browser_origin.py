@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx2
 import pytest
 from starlette.applications import Starlette
 
@@ -16,10 +17,12 @@ from forgellm.guard import GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
 from forgellm.model_server.slot import Slot
 from forgellm.paths import Workspace
+from forgellm.runs.store import list_runs
+from forgellm.schema.generation import LoadRequest
 from forgellm.web.app import create_app as create_web_server
-from security.attack import Server
+from security.attack import Server, fill
 from security.conftest import Servers, set_hub
-from serving import served
+from serving import eventually, served
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
@@ -112,7 +115,9 @@ def other_site() -> Iterator[int]:
 def ports(workspace: Workspace) -> Iterator[dict[str, int]]:
     with pytest.MonkeyPatch.context() as patch, served(Starlette()) as hub:
         set_hub(patch, str(hub.base_url), workspace)
-        model_app = create_model_server(Slot(workspace), GuardSettings())
+        slot = Slot(workspace)
+        slot.load(LoadRequest(model_name="tiny"))
+        model_app = create_model_server(slot, GuardSettings())
         with served(model_app) as model:
             web_app = create_web_server(workspace, GuardSettings(), str(model.base_url))
             with served(web_app) as web:
@@ -137,7 +142,15 @@ def page_at(browser: Any, url: str) -> Any:
 
 
 def paths_of(server: Server) -> list[str]:
-    return [path for path in server.paths() if "{" not in path and "socket.io" not in path]
+    """Every route, those of a run with the name of one that is there."""
+    [run] = list_runs(Workspace(server.workspace))
+    return [fill(path, run.name) for path in server.paths() if "socket.io" not in path]
+
+
+def state_of(server: Server, ports: dict[str, int]) -> tuple[str, Any]:
+    """The workspace, byte by byte, and what the model server holds."""
+    status = httpx2.get(f"http://localhost:{ports['model']}/api/model/status").json()
+    return server.state(), status["loaded"]
 
 
 @pytest.mark.parametrize("page_host", ["evil.test", "localhost", "127.0.0.1"])
@@ -146,7 +159,8 @@ def test_page_of_another_origin_reads_and_changes_nothing(
     browser: Any, servers: Servers, ports: dict[str, int], page_host: str, name: str
 ) -> None:
     server: Server = getattr(servers, name)
-    before = server.state()
+    eventually(lambda: state_of(server, ports)[1])
+    before = state_of(server, ports)
     with other_site() as site_port:
         page = page_at(browser, f"http://{page_host}:{site_port}/")
         target = f"http://localhost:{ports[name]}"
@@ -159,7 +173,7 @@ def test_page_of_another_origin_reads_and_changes_nothing(
                 assert "CROSS_ORIGIN" in form_page.content() or "NOT_FOUND" in form_page.content()
                 form_page.close()
         page.close()
-    assert server.state() == before
+    assert state_of(server, ports) == before
 
 
 @pytest.mark.parametrize("name", ["web", "model"])
@@ -168,7 +182,8 @@ def test_rebound_page_reads_and_changes_nothing(
 ) -> None:
     """Its name now leads to this server, so to the browser all of it is one origin."""
     server: Server = getattr(servers, name)
-    before = server.state()
+    eventually(lambda: state_of(server, ports)[1])
+    before = state_of(server, ports)
     target = f"http://evil.test:{ports[name]}"
     page = page_at(browser, target + "/")
     assert "HOST_NOT_ALLOWED" in page.content()
@@ -179,4 +194,4 @@ def test_rebound_page_reads_and_changes_nothing(
     page.goto(target + "/page")
     assert page.evaluate(ATTACK, [target, paths_of(server)]) == []
     page.close()
-    assert server.state() == before
+    assert state_of(server, ports) == before
