@@ -1,0 +1,216 @@
+"""LoRA training and decoding on MLX, ours against mlx-lm's own, on one model and one text.
+
+    python benchmarks/mlx_lm_peer.py MODEL [--seq-len 2048] [--batch-size 2] [--steps 10] [--rounds 3]
+
+MODEL is a folder in Hugging Face or mlx-lm layout. Training: LoRA rank 8 on all linear layers, the
+same rows of tokens for both, `mlx_lm.tuner.trainer.train` as `mlx_lm.lora` calls it. Decoding: one
+prompt, greedy, as `mlx_lm.generate` does it. Each contender runs in a process of its own, in turn;
+figures are medians over the rounds with their spread, and the highest peak that MLX reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+RANK, ALPHA, LEARNING_RATE = 8, 16, 1e-5
+
+
+@dataclass(frozen=True)
+class Work:
+    model: str
+    seq_len: int
+    batch_size: int
+    steps: int
+    prompt_tokens: int
+    max_tokens: int
+    grad_checkpoint: bool
+
+
+def token_rows(work: Work, num_rows: int, length: int) -> list[list[int]]:
+    """Rows of the shipped handbook's tokens, repeated where it is too short."""
+    from forgellm.data.tokenizer import Tokenizer
+
+    folder = resources.files("forgellm") / "assets" / "handbook"
+    texts = [file.read_text("utf-8") for file in sorted(folder.iterdir(), key=lambda f: f.name)]
+    ids = Tokenizer.load(Path(work.model)).encode("\n\n".join(texts))
+    ids *= -(-num_rows * length // len(ids))
+    return [ids[n * length : (n + 1) * length] for n in range(num_rows)]
+
+
+def train_ours(work: Work) -> dict[str, float]:
+    import numpy as np
+
+    from forgellm.data.batches import Batch
+    from forgellm.engines.mlx.train import MlxTrainEngine
+    from forgellm.schema.recipe import Recipe
+
+    recipe = Recipe(
+        model_name="m",
+        dataset="d",
+        lora_rank=RANK,
+        lora_alpha=ALPHA,
+        batch_size=work.batch_size,
+        grad_checkpoint=work.grad_checkpoint,
+    )
+    engine = MlxTrainEngine(recipe.resolved(), Path(work.model))
+    rows = np.array(token_rows(work, work.batch_size * work.steps, work.seq_len + 1), np.int32)
+    seconds = []
+    for step in range(-2, work.steps):  # two to warm up
+        part = rows[(step % work.steps) * work.batch_size :][: work.batch_size]
+        tokens, targets = np.ascontiguousarray(part[:, :-1]), np.ascontiguousarray(part[:, 1:])
+        batch = Batch(tokens, targets, np.ones(tokens.shape, np.float32), np.zeros_like(tokens))
+        started = time.perf_counter()
+        engine.step(batch, LEARNING_RATE, update=True)
+        metrics = engine.read_metrics()  # waits for the device
+        if step >= 0:
+            seconds.append(time.perf_counter() - started)
+    per_step = work.batch_size * work.seq_len
+    return _figures([per_step / s for s in seconds], metrics.peak_memory_bytes)
+
+
+def train_mlx_lm(work: Work) -> dict[str, float]:
+    import mlx.core as mx
+    import mlx.optimizers as optim
+    from mlx_lm.tuner.callbacks import TrainingCallback
+    from mlx_lm.tuner.trainer import TrainingArgs, train
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(Path(work.model))
+    model.freeze()
+    settings = {"rank": RANK, "scale": ALPHA / RANK, "dropout": 0.0}
+    linear_to_lora_layers(model, len(model.layers), settings)
+    rows = [(row, 0) for row in token_rows(work, work.batch_size * work.steps, work.seq_len + 1)]
+    reports: list[dict[str, Any]] = []
+
+    class Reports(TrainingCallback):  # type: ignore[misc]
+        def on_train_loss_report(self, info: dict[str, Any]) -> None:
+            reports.append(info)
+
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArgs(
+            batch_size=work.batch_size,
+            iters=work.steps + 2,
+            steps_per_report=1,
+            steps_per_save=10**9,
+            max_seq_length=work.seq_len + 1,
+            adapter_file=str(Path(folder) / "adapters.safetensors"),
+            grad_checkpoint=work.grad_checkpoint,
+        )
+        optimizer = optim.AdamW(learning_rate=LEARNING_RATE)
+        train(model, optimizer, rows, args=args, training_callback=Reports())
+    rates = [report["tokens_per_second"] for report in reports[2:]]
+    return _figures(rates, mx.get_peak_memory())
+
+
+def decode_ours(work: Work) -> dict[str, float]:
+    from forgellm.engines.mlx.generate import MlxGenerateEngine
+    from forgellm.schema.generation import Sampling
+
+    engine = MlxGenerateEngine(Path(work.model), None)
+    (prompt,) = token_rows(work, 1, work.prompt_tokens)
+    sampling = Sampling(temperature=0, repetition_penalty=1, max_tokens=work.max_tokens)
+    return _decoding(lambda: engine.generate(prompt, sampling, frozenset()))
+
+
+def decode_mlx_lm(work: Work) -> dict[str, float]:
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step, wired_limit
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(Path(work.model))
+    (prompt,) = token_rows(work, 1, work.prompt_tokens)
+    with wired_limit(model):
+        return _decoding(lambda: generate_step(mx.array(prompt), model, max_tokens=work.max_tokens))
+
+
+def _decoding(answer: Callable[[], Any]) -> dict[str, float]:
+    """Tokens per second after the first token, and the seconds to that one, of the second answer."""
+    import mlx.core as mx
+
+    for _ in range(2):
+        started = time.perf_counter()
+        count, first = 0, started
+        for _token in answer():
+            count += 1
+            first = time.perf_counter() if count == 1 else first
+        ended = time.perf_counter()
+    rate = (count - 1) / (ended - first)
+    return _figures([rate], mx.get_peak_memory()) | {"first_token_seconds": first - started}
+
+
+def _figures(rates: list[float], peak_bytes: int) -> dict[str, float]:
+    return {"rate": statistics.median(rates), "peak_gb": peak_bytes / 1e9}
+
+
+CONTENDERS = {
+    "training": {"ForgeLLM": train_ours, "mlx_lm.lora": train_mlx_lm},
+    "decoding": {"ForgeLLM": decode_ours, "mlx_lm.generate": decode_mlx_lm},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--grad-checkpoint", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--contender", nargs=2, metavar=("WORK", "NAME"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    work = Work(**{name: getattr(args, name) for name in Work.__dataclass_fields__})
+    if args.contender:
+        kind, name = args.contender
+        print("\n" + json.dumps(CONTENDERS[kind][name](work)))
+        return
+    print(_heading(work))
+    for kind, contenders in CONTENDERS.items():
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+        for _ in range(args.rounds):  # in turn, so that a machine that warms up slows both
+            for name in contenders:
+                found[name].append(_measured(kind, name))
+        print(_table(kind, found))
+
+
+def _measured(kind: str, name: str) -> dict[str, float]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--contender", kind, name]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _heading(work: Work) -> str:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("mlx", "mlx-lm"))
+    fields = ", ".join(f"{name} {value}" for name, value in asdict(work).items() if name != "model")
+    return f"{Path(work.model).name} on {platform.machine()} {platform.system()}, {versions}; {fields}\n"
+
+
+def _table(kind: str, found: dict[str, list[dict[str, float]]]) -> str:
+    """A Markdown table; the ratio is to the last contender, the peer."""
+    rates = {name: [figures["rate"] for figures in runs] for name, runs in found.items()}
+    peer = statistics.median(rates[list(found)[-1]])
+    lines = [f"| {kind} | tok/s (spread) | ratio | peak |", "|---|--:|--:|--:|"]
+    for name, values in rates.items():
+        middle = statistics.median(values)
+        peak = max(figures["peak_gb"] for figures in found[name])
+        spread = f"{middle:.1f} ({min(values):.1f} to {max(values):.1f})"
+        lines.append(f"| {name} | {spread} | {middle / peer:.2f} | {peak:.2f} GB |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()
