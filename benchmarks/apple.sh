@@ -18,6 +18,7 @@ if [ ! -x .venv-bench/bin/python ]; then
   .venv-bench/bin/python -m pip install --quiet '.[mlx]'
 fi
 python=.venv-bench/bin/python
+errors=$(mktemp)
 for model in "${models[@]}"; do
   folder=$model
   if [ ! -d "$model" ]; then
@@ -25,8 +26,8 @@ for model in "${models[@]}"; do
   fi
   for checkpointing in "" --grad-checkpoint; do
     # shellcheck disable=SC2086
-    $python benchmarks/mlx_lm_peer.py "$folder" ${BENCH:-} $checkpointing 2>/dev/null |
-      tee -a benchmarks/apple-results.md
+    $python benchmarks/mlx_lm_peer.py "$folder" ${BENCH:-} $checkpointing 2>"$errors" |
+      tee -a benchmarks/apple-results.md || { cat "$errors" >&2; exit 1; }
   done
 done
 sysctl -n machdep.cpu.brand_string hw.memsize 2>/dev/null | tee -a benchmarks/apple-results.md || true

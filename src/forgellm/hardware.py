@@ -27,6 +27,8 @@ def default_engine() -> tuple[str, str]:
     """Name of the engine that `auto` means here, and why."""
     if is_apple_silicon() and engine_is_installed("mlx"):
         return "mlx", "MLX is the fastest on Apple silicon"
+    if engine_is_installed("mlx") and not engine_is_installed("torch"):
+        return "mlx", "PyTorch is not installed"
     return "torch", "PyTorch computes on NVIDIA GPUs and on every processor"
 
 

@@ -52,7 +52,9 @@ def workspace(tmp_path: Path) -> Workspace:
 def train(
     workspace: Workspace, session: Session | None = None, **fields: Any
 ) -> tuple[Run, RunState]:
-    run, lock = supervisor.claim_new_run(workspace, tiny_recipe(**{**DEFAULTS, **fields}), max_seq_length=64)
+    run, lock = supervisor.claim_new_run(
+        workspace, tiny_recipe(**{**DEFAULTS, **fields}), max_seq_length=64
+    )
     with lock:
         return run, (session or Session()).train(run)
 

@@ -51,8 +51,10 @@ def load_generate_engine(
 
 
 def load_fuse_engine(engine: str = "auto") -> FuseEngine:
-    """What merges a checkpoint into its base. Raises EngineUnavailable."""
-    return cast("FuseEngine", _engine_class(engine, "fuse")())
+    """What merges a checkpoint into its base: the engine named, or where that is not installed the
+    one that is, as they merge alike. Raises EngineUnavailable."""
+    here = engine if engine == "auto" or hardware.engine_is_installed(engine) else "auto"
+    return cast("FuseEngine", _engine_class(here, "fuse")())
 
 
 def _engine_class(requested: str, part: str) -> Callable[..., Any]:
