@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,12 +32,19 @@ _CASES = re.compile(r"([\d,]+) generated")
 
 
 @pytest.fixture
+def workspace(trained_workspace: Path, tmp_path: Path) -> Workspace:
+    """A copy for each test: what is tried deletes and renames."""
+    workspace = Workspace(shutil.copytree(trained_workspace, tmp_path / "workspace"))
+    [run] = list_runs(workspace)
+    rename_run(run, "trained")
+    _shorten_context(workspace.base_models / "tiny" / "config.json")
+    return workspace
+
+
+@pytest.fixture
 def urls(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """Both servers on real ports, with a model and a run. A run that a request starts ends at once."""
     monkeypatch.setattr(supervisor, "_spawn", _spawn_nothing)
-    for run in list_runs(workspace):
-        rename_run(run, "trained")
-    _shorten_context(workspace.base_models / "tiny" / "config.json")
     slot = Slot(workspace)
     slot.load(LoadRequest(model_name="tiny"))
     model_app = create_model_server(slot, GuardSettings())
