@@ -60,14 +60,9 @@ def check(url: str, num_examples: int, phases: str, folder: Path) -> int:
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(SETTINGS)),
         *("run", f"{url}/openapi.json", "--checks", "all", "--seed", "4711"),
-        *(
-            "--max-examples",
-            str(num_examples),
-            "--request-timeout",
-            "60",
-            "--no-color",
-            "--continue-on-failure",
-        ),
+        *("--max-examples", str(num_examples), "--no-color", "--continue-on-failure"),
+        # One request may want 128 answers, of a model that a busy machine runs.
+        *("--request-timeout", "120", "--max-response-time", "120"),
         *("--phases", phases),
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
