@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -273,6 +275,30 @@ def test_an_engine_that_nobody_holds_ends_its_thread_and_frees_its_memory(
     gc.collect()
     assert not thread.is_alive()
     assert mx.get_active_memory() - before < weights / 10
+
+
+_LEAVES = """
+import sys
+from pathlib import Path
+from forgellm.engines.mlx.generate import MlxGenerateEngine
+from forgellm.errors import UnsupportedModel
+from forgellm.schema.generation import Sampling
+
+try:
+    engine = MlxGenerateEngine(Path(sys.argv[1]), None)
+except UnsupportedModel:
+    sys.exit(7)
+next(engine.generate([1, 2], Sampling(max_tokens=400), frozenset()))
+"""
+
+
+def test_a_process_may_end_whatever_the_engine_does(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """MLX aborts a process that ends while the streams of another thread are being taken down."""
+    for folder, code in [(folders("llama"), 0), (tmp_path, 7)] * 2:
+        done = subprocess.run([sys.executable, "-c", _LEAVES, folder], capture_output=True)
+        assert done.returncode == code, done.stderr
 
 
 # --- prefixes -------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
+import mlx.core as mx
+
 from forgellm.engines.mlx.memory import release_freed
 
 _END_SECONDS = 30.0
@@ -72,19 +74,25 @@ class Worker(Generic[State]):
 
 def _run(inbox: _Inbox[State], make_state: Callable[[], State], made: Future[None]) -> None:
     try:
+        _work(inbox, make_state, made)
+    finally:
+        gc.collect()
+        release_freed()
+        # Else the streams go after Python has seen the thread end, and a process that ends then
+        # aborts.
+        mx.clear_streams()
+
+
+def _work(inbox: _Inbox[State], make_state: Callable[[], State], made: Future[None]) -> None:
+    try:
         state = make_state()
     except BaseException as error:  # whoever made this waits
         made.set_exception(error)
         return
-    finally:
-        del make_state
     made.set_result(None)
     while _follow_orders(inbox, state):
         state.step()
     state.close()
-    del state
-    gc.collect()
-    release_freed()
 
 
 def _follow_orders(inbox: _Inbox[State], state: State) -> bool:
