@@ -71,3 +71,8 @@ def test_all_problems_are_named_at_once() -> None:
         parse_recipe({"batch_size": -1, "lora_rank": "many"})
     fields = {p["field"] for p in caught.value.details["problems"]}
     assert fields == {"model_name", "dataset", "batch_size", "lora_rank"}
+
+
+def test_a_webhook_address_that_cannot_be_parsed_is_a_wrong_field() -> None:
+    with pytest.raises(ConfigError, match="webhook_url"):
+        parse_recipe({"model_name": "m", "dataset": "d", "webhook_url": "http://[abc/x"})

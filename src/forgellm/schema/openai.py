@@ -9,6 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     Field,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -18,14 +19,16 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
-from forgellm.schema.request import Request, WholeNumber
+from forgellm.schema.request import Request, as_whole
 
 MAX_STOPS = 4
 MAX_PROMPTS = 128
 
 _Text = Annotated[str, Field(max_length=1_000_000)]
 _StopText = Annotated[str, Field(min_length=1, max_length=1000)]
-_TokenIds = Annotated[list[Annotated[WholeNumber, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+# The bounds stand next to the type, or the schema would not name them in its own words.
+_TokenId = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(as_whole)]
+_TokenIds = Annotated[list[_TokenId], Field(min_length=1)]
 
 
 def _one_message(message: str) -> WrapValidator:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -172,6 +173,15 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
     @classmethod
     def _known_schedule_name(cls, value: Any) -> Any:
         return _SCHEDULE_ALIASES.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        try:
+            urlsplit(value or "")
+        except ValueError:
+            raise ValueError("webhook_url: is no address") from None
+        return value
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Recipe:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 _EXACT = 2.0**53  # beyond it a float may stand for an integer that it is not
 
@@ -13,9 +13,6 @@ def as_whole(value: Any) -> Any:
     """JSON has one kind of number: 5.0 is as good an integer as 5."""
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) < _EXACT
     return int(value) if is_whole else value
-
-
-WholeNumber = Annotated[int, BeforeValidator(as_whole)]
 
 
 class Request(BaseModel):
