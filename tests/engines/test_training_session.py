@@ -33,7 +33,6 @@ from forgellm.schema.run import MetricsLine, RunState
 from forgellm.training.session import Session
 from tiny_workspace import build_tiny_workspace, tiny_recipe
 
-
 DEFAULTS: dict[str, Any] = {}
 
 
