@@ -24,7 +24,7 @@ class Tokenizer:
     Attributes:
         bos_id: put in front of every sequence; None when the model's tokenizer does not add one.
         document_end_id: follows each document in training.
-        stop_ids: ids that end a generated answer.
+        stop_ids: ids that end a generated answer; stop_tokens: their strings.
         special_tokens: strings of all control tokens.
         fingerprint: hex digest of what decides the ids of a document.
     """
@@ -44,6 +44,9 @@ class Tokenizer:
         eos_ids = settings.eos_ids | self._ids_of([self.eos_token or ""])
         self.document_end_id = self._find_document_end(eos_ids)
         self.stop_ids = eos_ids | self._ids_of(_TURN_ENDS) | {self.document_end_id}
+        self.stop_tokens = frozenset(
+            token for token in self.special_tokens if self._ids_of([token]) <= self.stop_ids
+        )
         decides = f"{self.bos_id} {self.document_end_id} {sorted(self.special_tokens)}"
         self.fingerprint = hashlib.sha256((decides + serialized).encode()).hexdigest()
 
