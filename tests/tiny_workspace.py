@@ -45,6 +45,21 @@ def write_documents(workspace: Workspace, name: str, num_documents: int) -> Path
     return folder
 
 
+def write_conversations(workspace: Workspace, name: str, num_rows: int = 40) -> Path:
+    """A dataset whose answers can be learned: each follows from its question."""
+    folder = workspace.datasets / name
+    folder.mkdir(parents=True)
+    rng = random.Random(5)
+    rows = []
+    for _ in range(num_rows):
+        first, second = rng.choice(_WORDS), rng.choice(_WORDS)
+        turns = [("user", f"After {first}?"), ("assistant", f"{first} and {first}.")]
+        turns += [("user", f"And {second}?"), ("assistant", f"{second} and {second}.")]
+        rows.append({"messages": [{"role": r, "content": c} for r, c in turns]})
+    (folder / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 def tiny_recipe(**fields: Any) -> Recipe:
     """A run of seconds in float32."""
     return parse_recipe(

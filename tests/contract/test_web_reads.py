@@ -217,12 +217,12 @@ def test_without_a_model_no_tokens_are_invented(
 
 
 def test_preview_shows_the_rows_that_a_run_trains_on(web: TestClient, workspace: Workspace) -> None:
-    from forgellm.data.prepare import prepare_cpt
+    from forgellm.data.prepare import prepare_data
 
     found = ask(web, "/api/datasets/notes/preview", model="tiny", max_seq_length=200, blocks=2)
     tokenizer = Tokenizer.load(workspace.base_models / "tiny")
     recipe = tiny_recipe(data_mixture_ratio=1.0, max_seq_length=200)
-    batch = prepare_cpt(recipe, workspace, tokenizer, 200).batch(0)
+    batch = prepare_data(recipe, workspace, tokenizer, 200).batch(0)
     for row, block in enumerate(found["blocks"]):
         assert block["token_ids"] == batch.tokens[row].tolist()
         assert block["segment_ids"] == batch.segment_ids[row].tolist()

@@ -12,12 +12,13 @@ import pytest
 import safetensors.numpy
 
 from forgellm import hardware, supervisor
-from forgellm.data.prepare import PreparedData, prepare_cpt
+from forgellm.data.prepare import PreparedData, prepare_data
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.registry import load_generate_engine
 from forgellm.errors import (
     CheckpointNotFound,
     ConfigError,
+    DataError,
     DatasetNotFound,
     DiskTooSmall,
     DoesNotFit,
@@ -105,7 +106,7 @@ def test_a_run_learns_and_leaves_a_complete_record(workspace: Workspace, engine:
 
 def prepared(workspace: Workspace, run: Run) -> PreparedData:
     tokenizer = Tokenizer.load(workspace.base_models / "tiny")
-    return prepare_cpt(run.record().recipe, workspace, tokenizer, 64)
+    return prepare_data(run.record().recipe, workspace, tokenizer, 64)
 
 
 @pytest.mark.parametrize("fine_tune_type", ["lora", "dora", "full"])
@@ -247,7 +248,7 @@ def test_a_vanished_dataset_without_cache_is_a_clear_error(workspace: Workspace)
 @pytest.mark.parametrize(
     ("fields", "error"),
     [
-        ({"training_type": "ift"}, ConfigError),
+        ({"training_type": "ift"}, DataError),
         ({"dataset": "absent"}, DatasetNotFound),
         ({"lora_target": ["no_such_layer"]}, ConfigError),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from forgellm.data.batches import Batch
 from forgellm.data.datasets import list_datasets
-from forgellm.data.prepare import PreparedData, prepare_cpt, reopen_prepared
+from forgellm.data.prepare import PreparedData, prepare_data, reopen_prepared
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import ConfigError, DataError, DatasetNotFound
 from forgellm.paths import Workspace
@@ -49,7 +49,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def prepare(workspace: Workspace, tokenizer: Tokenizer, **changes: Any) -> PreparedData:
-    return prepare_cpt(recipe(**changes), workspace, tokenizer, SEQ_LEN)
+    return prepare_data(recipe(**changes), workspace, tokenizer, SEQ_LEN)
 
 
 def same(first: Batch, second: Batch) -> bool:

@@ -77,6 +77,9 @@ def recipe_from(config: Path | None, given: dict[str, Any]) -> Recipe:
         given["lora_target"] = given["lora_target"].split(",")
     if isinstance(given.get("report_to"), str):
         given["report_to"] = given["report_to"].split(",")
+    if isinstance(given.get("columns"), str):
+        pairs = [part.partition("=") for part in given["columns"].split(",")]
+        given["columns"] = {name.strip(): column.strip() for name, _, column in pairs}
     return parse_recipe({**(_read_yaml(config) if config else {}), **given}, from_text=True)
 
 

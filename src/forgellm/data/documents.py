@@ -56,6 +56,7 @@ class ReadReport:
     documents: int = 0
     text_bytes: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    cut: int = 0  # conversations that lost their last turns
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,7 +64,13 @@ class ReadReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ReadReport:
         skipped = [Skipped(**item) for item in values["skipped"]]
-        return cls(values["files"], values["documents"], values["text_bytes"], skipped)
+        return cls(
+            values["files"],
+            values["documents"],
+            values["text_bytes"],
+            skipped,
+            values.get("cut", 0),
+        )
 
 
 def dataset_files(folder: Path) -> Listing:

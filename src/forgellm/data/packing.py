@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from forgellm.data.batches import PADDING_SEGMENT, Batch
 from forgellm.data.split import Spans
 
-_NO_DOCUMENT = -1
+NO_DOCUMENT = -1
 
 
 class PackedStream:
@@ -32,10 +32,14 @@ class PackedStream:
         self.epoch_tokens = spans.num_tokens
         self._epoch = lru_cache(maxsize=2)(self._shuffled)
 
+    @property
+    def rows_per_epoch(self) -> float:
+        return self.epoch_tokens / self.seq_len
+
     def row(self, number: int) -> Batch:
         """Row `number` of the stream, as a batch of one."""
         tokens, documents = self._read(number * self.seq_len, self.seq_len + 1)
-        return _to_batch(tokens[None], documents[None])
+        return to_batch(tokens[None], documents[None])
 
     def longest_document_row(self) -> int:
         """A row of the first epoch that the longest document fills, as far as it can."""
@@ -77,13 +81,13 @@ def validation_rows(
     for first in range(0, num_rows, batch_size):
         numbers = range(first, min(first + batch_size, num_rows))
         row_tokens = np.zeros((len(numbers), seq_len + 1), dtype=np.int32)
-        documents = np.full((len(numbers), seq_len + 1), _NO_DOCUMENT, dtype=np.int64)
+        documents = np.full((len(numbers), seq_len + 1), NO_DOCUMENT, dtype=np.int64)
         for index, number in enumerate(numbers):
             count = min(seq_len + 1, total - number * seq_len)
             row_tokens[index, :count], documents[index, :count] = _gather(
                 tokens, spans, order, ends, number * seq_len, count
             )
-        yield _to_batch(row_tokens, documents)
+        yield to_batch(row_tokens, documents)
 
 
 def _gather(
@@ -102,11 +106,18 @@ def _gather(
     return tokens[in_store].astype(np.int32), slots
 
 
-def _to_batch(tokens: NDArray[np.int32], documents: NDArray[np.int64]) -> Batch:
-    """From [B, T + 1] tokens and document numbers, which grow by one at each border."""
+def to_batch(
+    tokens: NDArray[np.int32],
+    documents: NDArray[np.int64],
+    trained: NDArray[np.bool_] | None = None,
+) -> Batch:
+    """From [B, T + 1] tokens and document numbers, which grow by one at each border; `trained`
+    marks the tokens that are learned, all if there is none."""
     inputs, following = documents[:, :-1], documents[:, 1:]
-    counted = (inputs == following) & (inputs != _NO_DOCUMENT)
-    segments = np.where(inputs == _NO_DOCUMENT, PADDING_SEGMENT, inputs - inputs[:, :1])
+    counted = (inputs == following) & (inputs != NO_DOCUMENT)
+    if trained is not None:
+        counted &= trained[:, 1:]
+    segments = np.where(inputs == NO_DOCUMENT, PADDING_SEGMENT, inputs - inputs[:, :1])
     return Batch(
         tokens=np.ascontiguousarray(tokens[:, :-1]),
         targets=np.where(counted, tokens[:, 1:], 0).astype(np.int32),

@@ -1,15 +1,22 @@
-"""From a recipe to the batches of a continued pre-training run."""
+"""From a recipe to the batches of a run: documents for cpt, conversations for ift."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from forgellm.data.batches import Batch
+from forgellm.data.chat_files import ROW_READERS
+from forgellm.data.chat_format import chat_format, template_of
+from forgellm.data.chat_packing import PackedConversations, conversations_once
+from forgellm.data.chat_store import chat_store
+from forgellm.data.chat_template import TemplateRefused
 from forgellm.data.datasets import find_dataset, find_replay
 from forgellm.data.mixture import Mixture, plan_mixture, wanted_replay_rows
 from forgellm.data.packing import PackedStream, validation_rows
@@ -22,6 +29,17 @@ from forgellm.paths import Workspace
 from forgellm.schema.recipe import Recipe
 
 _SKIPPED_SHOWN = 100
+
+
+class RowStream(Protocol):
+    """An endless stream of rows, each a function of its number."""
+
+    def row(self, number: int) -> Batch: ...
+
+    def longest_document_row(self) -> int: ...
+
+    @property
+    def rows_per_epoch(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -37,9 +55,9 @@ class PreparedData:
     warnings: list[str]
     _recipe: Recipe
     _mixture: Mixture
-    _domain: PackedStream
+    _domain: RowStream
     _replay: PackedStream | None
-    _split: Split
+    _validation: Callable[[int], Iterator[Batch]]
     _rank: int = 0
     _num_ranks: int = 1
 
@@ -56,12 +74,7 @@ class PreparedData:
     def validation_batches(self) -> Iterator[Batch]:
         """At most `val_batches`, always the same. The last may have fewer rows than the others, and
         for one of several processes none."""
-        batches = validation_rows(
-            self._domain.tokens,
-            self._split.validation,
-            self._domain.seq_len,
-            self._recipe.batch_size,
-        )
+        batches = self._validation(self._recipe.batch_size)
         for batch in islice(batches, self._recipe.val_batches):
             yield batch.rows(self._rank, self._num_ranks)
 
@@ -78,7 +91,7 @@ class PreparedData:
         return self._domain.row(row)
 
 
-def prepare_cpt(
+def prepare_data(
     recipe: Recipe,
     workspace: Workspace,
     tokenizer: Tokenizer,
@@ -91,7 +104,7 @@ def prepare_cpt(
     """
     dataset = find_dataset(workspace, recipe.dataset)
     cache = workspace.cache / "tokens"
-    domain = token_store(dataset, tokenizer, cache, on_progress)
+    domain = _domain_store(recipe, dataset, tokenizer, seq_len, cache, on_progress)
     replay = None
     if wanted_replay_rows(_num_rows(recipe), recipe.data_mixture_ratio):
         source = find_replay(workspace, recipe.replay_dataset)
@@ -112,7 +125,7 @@ def reopen_prepared(
     """The same batches as those of the run that recorded `summary`.
 
     They come from the cache, even if the dataset has changed or is gone. Without the cache they
-    are made again. Raises DataError if they would not be the same, and what `prepare_cpt` raises.
+    are made again. Raises DataError if they would not be the same, and what `prepare_data` raises.
     """
     if tokenizer.fingerprint != summary["tokenizer_fingerprint"]:
         raise DataError(
@@ -125,7 +138,7 @@ def reopen_prepared(
     replay = open_store(cache, keys[1]) if keys[1] else None
     if domain is None:
         dataset = find_dataset(workspace, recipe.dataset)
-        domain = token_store(dataset, tokenizer, cache, on_progress)
+        domain = _domain_store(recipe, dataset, tokenizer, seq_len, cache, on_progress)
         _expect(domain, keys[0], "dataset")
     if replay is None and keys[1]:
         replay = token_store(
@@ -133,6 +146,23 @@ def reopen_prepared(
         )
         _expect(replay, keys[1], "replay text")
     return _assemble(recipe, tokenizer, seq_len, domain, replay)
+
+
+def _domain_store(
+    recipe: Recipe,
+    dataset: Path,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    cache: Path,
+    on_progress: Progress | None,
+) -> TokenStore:
+    if recipe.training_type == "cpt":
+        return token_store(dataset, tokenizer, cache, on_progress)
+    try:
+        form = chat_format(recipe, tokenizer, seq_len)
+        return chat_store(dataset, tokenizer, form, cache, on_progress)
+    except TemplateRefused as error:
+        raise ConfigError.one("chat_template", f"the model's own cannot be used: {error}") from None
 
 
 def _expect(store: TokenStore, key: str, name: str) -> None:
@@ -157,7 +187,13 @@ def _assemble(
     _require_text(domain, "dataset", recipe.dataset)
     split = split_documents(domain, recipe.validation_split, recipe.seed)
     warnings = [*_check_size(split, seq_len), *split.warnings, *_skip_warnings(domain)]
-    packed = PackedStream(domain.tokens, split.train, seq_len, recipe.seed)
+    packed: RowStream
+    if domain.trained is None:
+        packed = PackedStream(domain.tokens, split.train, seq_len, recipe.seed)
+        validation = partial(validation_rows, domain.tokens, split.validation, seq_len)
+    else:
+        packed = PackedConversations(domain, split.train, seq_len, recipe.seed)
+        validation = partial(conversations_once, domain, split.validation, seq_len)
     mixture, packed_replay = Mixture(_num_rows(recipe), 0), None
     if replay is not None:
         _require_text(replay, "replay_dataset", recipe.replay_dataset or "the shipped text")
@@ -168,25 +204,31 @@ def _assemble(
         warnings += [warning] if warning else []
         if mixture.num_replay_rows:
             packed_replay = PackedStream(replay.tokens, spans, seq_len, recipe.seed)
-    summary = _summary(domain, split, packed, mixture, recipe) | {
+    summary = _summary(domain, split, packed, seq_len, mixture, recipe) | {
+        "chat_template": _named_template(recipe, tokenizer),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "replay_source": None if replay is None else recipe.replay_dataset or "shipped",
         "replay_fingerprint": replay and replay.fingerprint,
         "replay_cache_key": replay and replay.key,
         "replay_tokens": packed_replay.epoch_tokens if packed_replay else 0,
     }
-    return PreparedData(summary, warnings, recipe, mixture, packed, packed_replay, split)
+    return PreparedData(summary, warnings, recipe, mixture, packed, packed_replay, validation)
 
 
 def _summary(
-    domain: TokenStore, split: Split, packed: PackedStream, mixture: Mixture, recipe: Recipe
+    domain: TokenStore,
+    split: Split,
+    packed: RowStream,
+    seq_len: int,
+    mixture: Mixture,
+    recipe: Recipe,
 ) -> dict[str, Any]:
     domain_rows = mixture.num_rows - mixture.num_replay_rows
     report = domain.report
     return {
         "fingerprint": domain.fingerprint,
         "cache_key": domain.key,
-        "seq_len": packed.seq_len,
+        "seq_len": seq_len,
         "files": report.files,
         "documents": report.documents,
         "text_bytes": report.text_bytes,
@@ -194,23 +236,36 @@ def _summary(
         "train_tokens": split.train.num_tokens,
         "validation_documents": len(split.validation),
         "validation_tokens": split.validation.num_tokens,
-        "epochs": round(domain_rows * packed.seq_len / packed.epoch_tokens, 3),
+        "epochs": round(domain_rows / packed.rows_per_epoch, 3),
         "requested_mixture_ratio": recipe.data_mixture_ratio,
         "achieved_mixture_ratio": round(mixture.achieved_ratio, 6),
         "rows": mixture.num_rows,
         "replay_rows": mixture.num_replay_rows,
+        "cut": report.cut,
         "num_skipped": len(report.skipped),
         "skipped": [asdict(item) for item in report.skipped[:_SKIPPED_SHOWN]],
     }
+
+
+def _named_template(recipe: Recipe, tokenizer: Tokenizer) -> str | None:
+    """The chat template to keep with the run, where it is not the model's own."""
+    if recipe.training_type == "cpt":
+        return None
+    template = template_of(recipe, tokenizer)
+    return None if template == tokenizer.chat_template else template
 
 
 def _require_text(store: TokenStore, field: str, name: str) -> None:
     if store.report.documents:
         return
     skipped = [f"{item.source}: {item.reason}" for item in store.report.skipped[:20]]
+    is_chat = store.trained is not None
     raise DataError(
-        f"No text was found in the {field} {name!r}",
-        suggestion="Put documents of these types into it: " + " ".join(sorted(READERS)),
+        f"No {'conversation' if is_chat else 'text'} was found in the {field} {name!r}",
+        suggestion="Put conversations into it, such as JSON lines with `messages`, or with `prompt` "
+        "and `completion`: " + " ".join(sorted(ROW_READERS))
+        if is_chat
+        else "Put documents of these types into it: " + " ".join(sorted(READERS)),
         details={field: name, "skipped": skipped},
     )
 

@@ -56,7 +56,7 @@ def all_documents(store: TokenStore, excluded: frozenset[bytes] = frozenset()) -
 def split_documents(store: TokenStore, validation_split: float, seed: int) -> Split:
     """Hold out `validation_split` of the documents; equal documents stay on one side.
 
-    A lone document gives its tail instead.
+    A lone document gives its tail instead, a lone conversation nothing.
     """
     if validation_split == 0:
         warning = "validation_split is 0: nothing is held out, so overfitting cannot be seen."
@@ -65,6 +65,9 @@ def split_documents(store: TokenStore, validation_split: float, seed: int) -> Sp
     groups: dict[bytes, list[int]] = {}
     for number, key in enumerate(keys):
         groups.setdefault(key, []).append(number)
+    if len(groups) == 1 and store.trained is not None:
+        warning = "All conversations are the same: none can be held out."
+        return Split(all_documents(store), _spans(store, []), warnings=[warning])
     if len(groups) == 1:
         return _split_tail(store, validation_split)
     held_out = _choose(groups, math.ceil(len(keys) * validation_split), seed)

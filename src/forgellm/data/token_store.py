@@ -4,6 +4,7 @@
     tokens.bin      uint32, little endian: all documents, one after another
     offsets.npy     int64 [documents + 1]: where each document starts, and the end
     hashes.npy      uint8 [documents, 16]: blake2b of each document's text
+    trained.bin     uint8, of conversations alone: 1 for each token that is learned
     meta.json       counts, what was skipped, and size and sha256 of the files above
 """
 
@@ -42,6 +43,7 @@ _BATCH_PIECES = 4096
 _PIECE_CHARACTERS = 100_000
 _ABANDONED_SECONDS = 24 * 3600
 _FILES = ("tokens.bin", "offsets.npy", "hashes.npy")
+TRAINED_FILE = "trained.bin"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class TokenStore:
         tokens: uint32 [tokens], mapped from disk.
         offsets: int64 [documents + 1].
         hashes: uint8 [documents, HASH_BYTES], by text.
+        trained: uint8 [tokens], mapped from disk: 1 for what is learned. None where all is.
     """
 
     key: str
@@ -62,6 +65,7 @@ class TokenStore:
     offsets: NDArray[np.int64]
     hashes: NDArray[np.uint8]
     report: ReadReport
+    trained: NDArray[np.uint8] | None = None
 
 
 def token_store(
@@ -77,7 +81,12 @@ def token_store(
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
     store = open_store(cache, key)
     if store is None:
-        store = _build(dataset, listing, fingerprint, tokenizer, cache / key, on_progress)
+        store = build_store(
+            cache / key,
+            fingerprint,
+            lambda work: _write_tokens(work, listing, tokenizer, on_progress),
+            lambda: dataset_files(dataset).files == listing.files,
+        )
     # The cached report knows only readable files; what else lies in the folder is looked up anew.
     store.report.skipped[:0] = listing.skipped
     return store
@@ -88,32 +97,37 @@ def open_store(cache: Path, key: str) -> TokenStore | None:
     folder = cache / key
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        for name in _FILES:
+        for name in (*_FILES, *(meta["files"].keys() & {TRAINED_FILE})):
             if _identity(folder / name) != meta["files"][name]:
                 return None
-        tokens = _map_tokens(folder / "tokens.bin")
+        tokens = _map(folder / "tokens.bin", np.dtype("<u4"))
         offsets, hashes = (np.load(folder / name, allow_pickle=False) for name in _FILES[1:])
         report = ReadReport.from_dict(meta["report"])
-        return TokenStore(key, meta["fingerprint"], tokens, offsets, hashes, report)
+        trained = None
+        if TRAINED_FILE in meta["files"]:
+            trained = _map(folder / TRAINED_FILE, np.dtype(np.uint8))
+        return TokenStore(key, meta["fingerprint"], tokens, offsets, hashes, report, trained)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _build(
-    dataset: Path,
-    listing: Listing,
-    fingerprint: str,
-    tokenizer: Tokenizer,
+def build_store(
     target: Path,
-    on_progress: Progress | None,
+    fingerprint: str,
+    write: Callable[[Path], ReadReport],
+    is_unchanged: Callable[[], bool],
 ) -> TokenStore:
+    """A new cache entry, whose files `write` puts into the folder it is given.
+
+    Raises DataError if the dataset changes meanwhile, DiskFull.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target.parent)
     # Each builder has a folder of its own; the rename at the end decides whose result is kept.
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        report = _write_tokens(work, listing, tokenizer, on_progress)
-        if dataset_files(dataset).files != listing.files:
+        report = write(work)
+        if not is_unchanged():
             raise DataError(
                 "The dataset changed while it was read",
                 suggestion="Start again when its files are complete.",
@@ -201,7 +215,7 @@ def _write_meta(work: Path, fingerprint: str, report: ReadReport) -> None:
     meta = {
         "fingerprint": fingerprint,
         "report": report.to_dict(),
-        "files": {name: _identity(work / name) for name in _FILES},
+        "files": {path.name: _identity(path) for path in sorted(work.iterdir())},
     }
     (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
@@ -237,7 +251,7 @@ def _remove_abandoned(cache: Path) -> None:
                 shutil.rmtree(work, ignore_errors=True)
 
 
-def _map_tokens(path: Path) -> NDArray[np.uint32]:
+def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     if path.stat().st_size == 0:  # an empty file cannot be mapped
-        return np.empty(0, dtype=np.uint32)
-    return np.memmap(path, dtype="<u4", mode="r")
+        return np.empty(0, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r")

@@ -18,6 +18,9 @@ _DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>")  # fmt: skip
 
 
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
+
+
 class Tokenizer:
     """Text to ids and back, keeping plain text and control tokens apart.
 
@@ -51,8 +54,11 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256((decides + serialized).encode()).hexdigest()
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """Raises UnsupportedModel if `folder` has no usable tokenizer."""
+    def load(cls, folder: Path, adapter_folder: Path | None = None) -> Tokenizer:
+        """The tokenizer of a model; an adapter's folder may bring a chat template of its own.
+
+        Raises UnsupportedModel if `folder` has no usable tokenizer.
+        """
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise UnsupportedModel(
@@ -62,6 +68,8 @@ class Tokenizer:
                 details={"searched": ["tokenizer.json"]},
             )
         settings = _Settings(folder)
+        if adapter_folder is not None and (adapter_folder / CHAT_TEMPLATE_NAME).is_file():
+            settings.chat_template = _chat_template(adapter_folder, {})
         try:
             return cls(path.read_text(encoding="utf-8"), settings)
         except UnsupportedModel:
@@ -153,7 +161,7 @@ class _Settings:
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
+    file = folder / CHAT_TEMPLATE_NAME
     if file.is_file():
         try:
             return file.read_text(encoding="utf-8")

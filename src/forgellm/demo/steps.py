@@ -13,7 +13,7 @@ import yaml
 
 from forgellm.atomic import read_json, write_json
 from forgellm.catalog import ModelFolder
-from forgellm.data.prepare import PreparedData, prepare_cpt
+from forgellm.data.prepare import PreparedData, prepare_data
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.demo.measure import ASSETS, HANDBOOK, Measurement, measure
 from forgellm.engines.registry import load_generate_engine
@@ -115,7 +115,7 @@ def _measure(model: ModelFolder, adapter: Path | None, workspace: Workspace) -> 
 def _held_out(tokenizer: Tokenizer, workspace: Workspace) -> PreparedData:
     settings = recipe().resolved()
     assert settings.max_seq_length is not None
-    return prepare_cpt(settings, workspace, tokenizer, settings.max_seq_length)
+    return prepare_data(settings, workspace, tokenizer, settings.max_seq_length)
 
 
 def _measurement(saved: dict[str, Any] | None) -> Measurement | None:

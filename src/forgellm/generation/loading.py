@@ -97,7 +97,8 @@ def open_source(source: Source) -> tuple[GenerateEngine, Tokenizer]:
         dtype=source.dtype,
         kv_bits=source.kv_bits,
     )
-    return engine, Tokenizer.load(source.model)
+    adapter_folder = source.adapter.parent if source.adapter else None
+    return engine, Tokenizer.load(source.model, adapter_folder)
 
 
 def _find_model(name: str, workspace: Workspace, allow_absolute: bool) -> ModelFolder:

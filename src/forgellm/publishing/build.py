@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from forgellm import hardware
 from forgellm.atomic import read_json, storage_error, storage_errors, sync, sync_tree
 from forgellm.catalog import ModelFolder, find_model
-from forgellm.data.tokenizer import Tokenizer
+from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME, Tokenizer
 from forgellm.engines.base import Agreement, FuseEngine
 from forgellm.engines.registry import load_fuse_engine
 from forgellm.errors import CheckpointCorrupt, DiskTooSmall, ForgeError
@@ -104,6 +104,8 @@ def _write_model(
         raise storage_error("the published model", error) from error
     verify(checkpoint)  # it may have been replaced while it was read
     _copy_companions(base.path, out)
+    if (run.folder / CHAT_TEMPLATE_NAME).is_file():  # what the run's conversations were read with
+        shutil.copyfile(run.folder / CHAT_TEMPLATE_NAME, out / CHAT_TEMPLATE_NAME)
     on_progress(0.6, "comparing with the base model and its checkpoint")
     agreement = _compare(engine, base.path, checkpoint.weights, out)
     on_progress(0.9, "drawing the dashboard and writing the model card")

@@ -115,6 +115,19 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
         None, ge=1, le=10_000, description="Train only the last so many layers; default all."
     )
 
+    loss_on: Literal["assistant", "last", "all"] = Field(
+        "assistant",
+        description="ift: which tokens are learned: all answers, the last one, or every token.",
+    )
+    chat_template: Literal["auto", "chatml", "turns"] = Field(
+        "auto",
+        description="ift: auto is the model's own, or a named one for a model without; kept with the run.",
+    )
+    columns: dict[Literal["messages", "user", "assistant", "system"], str] | None = Field(
+        None,
+        description="ift: which column holds what, where names are unusual; found by itself otherwise.",
+    )
+
     data_mixture_ratio: float = Field(
         0.95,
         gt=0,
@@ -187,6 +200,9 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
     def _fields_agree(self) -> Recipe:
         if self.warmup_steps is not None and self.warmup_steps > self.max_iterations:
             raise ValueError("warmup_steps: must not exceed max_iterations")
+        if self.columns and not {"messages"} <= self.columns.keys():
+            if not {"user", "assistant"} <= self.columns.keys():
+                raise ValueError("columns: name messages, or both user and assistant")
         if self.min_lr is not None and self.learning_rate is not None:
             if self.min_lr > self.learning_rate:
                 raise ValueError("min_lr: must not exceed learning_rate")

@@ -11,7 +11,7 @@ from forgellm.data.datasets import find_dataset, find_replay
 from forgellm.data.documents import dataset_overview
 from forgellm.data.mixture import plan_mixture
 from forgellm.engines.registry import engine_name
-from forgellm.errors import ConfigError, DiskTooSmall
+from forgellm.errors import DiskTooSmall
 from forgellm.hardware import GB
 from forgellm.paths import Workspace
 from forgellm.schema.recipe import Recipe
@@ -55,10 +55,6 @@ def plan_compute(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool) 
     Raises ConfigError, ModelNotFound, UnsupportedModel, DoesNotFit,
     DiskTooSmall.
     """
-    if recipe.training_type == "ift":
-        raise ConfigError.one(
-            "training_type", "instruction fine-tuning arrives in a later version; use cpt"
-        )
     engine_name(recipe.engine)
     require_trackers(recipe.report_to)
     recipe = recipe.resolved()

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forgellm import __version__
-from forgellm.atomic import write_json
-from forgellm.data.prepare import PreparedData, prepare_cpt, reopen_prepared
-from forgellm.data.tokenizer import Tokenizer
+from forgellm.atomic import storage_errors, write_json
+from forgellm.data.prepare import PreparedData, prepare_data, reopen_prepared
+from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME, Tokenizer
 from forgellm.engines.base import TrainEngine
 from forgellm.engines.process_group import is_launched
 from forgellm.engines.registry import engine_name, load_train_engine
@@ -98,6 +98,9 @@ class Session:
             run.write_record(_completed(record, ready))
             if (config := ready.engine.adapter_config()) is not None:
                 write_json(run.folder / "adapter_config.json", config)
+            if template := ready.data.summary["chat_template"]:
+                with storage_errors(CHAT_TEMPLATE_NAME):
+                    (run.folder / CHAT_TEMPLATE_NAME).write_text(template, encoding="utf-8")
         for warning in ready.data.warnings:
             log.warning(warning)
         followers.open_trackers(run.written_state())
@@ -181,7 +184,7 @@ class Session:
         recipe, seq_len = plan.recipe, plan.max_seq_length
         if summary:
             return reopen_prepared(summary, recipe, workspace, tokenizer, seq_len, on_progress)
-        return prepare_cpt(recipe, workspace, tokenizer, seq_len, on_progress)
+        return prepare_data(recipe, workspace, tokenizer, seq_len, on_progress)
 
 
 def _require_engine_of_launcher(engine: str) -> None:
