@@ -76,8 +76,17 @@ def test_layout_and_contents(tmp_path: Path) -> None:
     verify(written)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "0000300_adapters.safetensors",
+        "adapters.safetensors",
         "checkpoints",
     ]
+
+
+def test_the_best_adapters_have_the_name_that_mlx_lm_looks_for(tmp_path: Path) -> None:
+    for iteration, loss in ((100, 2.5), (200, 2.25), (300, 2.4)):
+        save(tmp_path, iteration, loss)
+    link = tmp_path / "adapters.safetensors"
+    assert str(link.readlink()) == "0000200_adapters.safetensors"
+    assert link.is_file()
 
 
 def test_full_model_is_a_folder(tmp_path: Path) -> None:
