@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
+import torch.nn.functional as F
 
 from forgellm.engines.base import TrainEngine
 from forgellm.engines.registry import load_train_engine
@@ -58,3 +61,14 @@ def with_random_adapters(engine: TrainEngine, folder: Path) -> None:
             tensors[key] = rng.normal(0, 0.1, value.shape).astype(np.float32)
     safetensors.numpy.save_file(tensors, file)
     engine.restore(file, folder)
+
+
+def plain_loss(model: Any, documents: Iterable[np.ndarray]) -> tuple[torch.Tensor, int]:
+    """Sum of cross-entropies, document by document, by transformers' own logits."""
+    total, count = torch.zeros(()), 0
+    for tokens in documents:
+        ids = torch.from_numpy(tokens).long()[None]
+        logits = model(input_ids=ids, use_cache=False).logits
+        total = total + F.cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum")
+        count += len(tokens) - 1
+    return total, count

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +19,7 @@ from forgellm.engines.torch.train import TorchTrainEngine
 from forgellm.errors import ConfigError, UnsupportedModel
 from forgellm.schema.recipe import Recipe
 from tiny_model import build_tiny_model, documents_of, random_batch
+from training_engines import plain_loss
 
 CPU = torch.device("cpu")
 
@@ -32,17 +31,6 @@ def recipe(**fields: Any) -> Recipe:
 
 def never() -> bool:
     return False
-
-
-def plain_loss(model: Any, documents: Iterable[np.ndarray]) -> tuple[torch.Tensor, int]:
-    """Sum of cross-entropies, document by document, by the model's own logits."""
-    total, count = torch.zeros(()), 0
-    for tokens in documents:
-        ids = torch.from_numpy(tokens).long()[None]
-        logits = model(input_ids=ids, use_cache=False).logits
-        total = total + F.cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum")
-        count += len(tokens) - 1
-    return total, count
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import transformers
 
 from forgellm.data.batches import Batch
@@ -22,6 +20,7 @@ from training_engines import (
     ENGINES,
     gradients,
     make_engine,
+    plain_loss,
     save,
     trainable,
     with_random_adapters,
@@ -38,17 +37,6 @@ PACKED = [
 
 def never() -> bool:
     return False
-
-
-def plain_loss(model: Any, documents: Iterable[np.ndarray]) -> tuple[torch.Tensor, int]:
-    """Sum of cross-entropies, document by document, by transformers' own logits."""
-    total, count = torch.zeros(()), 0
-    for tokens in documents:
-        ids = torch.from_numpy(tokens).long()[None]
-        logits = model(input_ids=ids, use_cache=False).logits
-        total = total + F.cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum")
-        count += len(tokens) - 1
-    return total, count
 
 
 def reference_model(folder: Path) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ _INDEX = "model.safetensors.index.json"
 _FLOAT32_HEADROOM = 1.3
 
 Progress = Callable[[float], None]
+Tensor = TypeVar("Tensor")
 
 
 def rewrite_weights(
@@ -75,18 +76,22 @@ def main_dtype(folder: Path) -> str:
     return DTYPES[max(sizes, key=lambda name: sizes[name])]
 
 
-def adapted_weights(file: Path, tensor_names: Iterable[str], model_path: Path) -> dict[str, str]:
-    """For each weight of the base that an adapter file changes: the name of the adapter's layer.
+def adapter_parts(
+    file: Path, tensors: Mapping[str, Tensor], model_path: Path
+) -> dict[str, dict[str, Tensor]]:
+    """For each weight of the base that an adapter file changes: its `lora_a`, `lora_b`, perhaps `m`.
 
     Raises CheckpointCorrupt, UnsupportedModel.
     """
-    names = set(tensor_names)
     stored = [name for part in weight_files(model_path) for name in read_header(part)]
-    layers = {name.rpartition(".")[0] for name in names}
-    for layer in layers:
-        if not {f"{layer}.lora_a", f"{layer}.lora_b"} <= names:
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        layer, _, part = name.rpartition(".")
+        layers.setdefault(layer, {})[part] = tensor
+    for layer, parts in layers.items():
+        if not {"lora_a", "lora_b"} <= parts.keys():
             raise CheckpointCorrupt(f"{file.name} lacks a part of {layer}")
-    return {_stored_name(layer, stored): layer for layer in layers}
+    return {_stored_name(layer, stored): parts for layer, parts in layers.items()}
 
 
 def _stored_name(layer: str, stored: list[str]) -> str:

@@ -111,15 +111,7 @@ class _AdapterMerge:
 
     def __init__(self, file: Path, model_path: Path) -> None:
         self._scale = settings_beside(file).scale
-        tensors = read_tensors(file)
-        self._parts = {
-            name: {
-                part: tensors[f"{layer}.{part}"]
-                for part in ("lora_a", "lora_b", "m")
-                if f"{layer}.{part}" in tensors
-            }
-            for name, layer in merging.adapted_weights(file, tensors, model_path).items()
-        }
+        self._parts = merging.adapter_parts(file, read_tensors(file), model_path)
 
     def __call__(self, name: str, tensor: mx.array) -> mx.array:
         parts = self._parts.get(name)

@@ -64,15 +64,7 @@ class _AdapterMerge:
 
     def __init__(self, file: Path, model_path: Path) -> None:
         self._settings = settings_beside(file)
-        tensors = read_adapter(file)
-        self._parts = {
-            name: {
-                part: tensors[f"{layer}.{part}"]
-                for part in ("lora_a", "lora_b", "m")
-                if f"{layer}.{part}" in tensors
-            }
-            for name, layer in merging.adapted_weights(file, tensors, model_path).items()
-        }
+        self._parts = merging.adapter_parts(file, read_adapter(file), model_path)
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         parts = self._parts.get(name)
