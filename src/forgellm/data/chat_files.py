@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from forgellm.data.readers import SkipRow, Unreadable, decode
+from forgellm.data.reading.reader import SkipRow, Unreadable, decode
 
 Rows = Iterator[tuple[int, Any]]
 

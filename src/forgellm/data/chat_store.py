@@ -22,7 +22,7 @@ from forgellm.data.documents import (
     dataset_files,
     fingerprint_of,
 )
-from forgellm.data.readers import Unreadable
+from forgellm.data.reading.reader import Unreadable, reason_of
 from forgellm.data.token_store import (
     HASH_BYTES,
     TRAINED_FILE,
@@ -139,12 +139,8 @@ class _Writer:
                     yield self._tokens(row)
                 except RowRefused as error:
                     skip(str(error), number)
-        except Unreadable as error:
-            unreadable = str(error)
-        except UnicodeDecodeError:
-            unreadable = "not UTF-8"
-        except OSError as error:
-            unreadable = f"cannot be opened: {error.strerror}"
+        except (Unreadable, UnicodeDecodeError, OSError) as error:
+            unreadable = reason_of(error)
         if unreadable:
             self.report.skipped.append(Skipped(file.name, unreadable))
 

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forgellm.data.readers import READERS, Unreadable
+from forgellm.data.readers import READERS
+from forgellm.data.reading.reader import Unreadable, reason_of
 
 
 class Document(NamedTuple):
@@ -150,12 +151,8 @@ def read_file(file: DatasetFile, report: ReadReport) -> Iterator[Document]:
                 yield Document(file.name if number is None else f"{file.name}:{number}", text)
             elif number is not None:
                 skip("empty", number)
-    except Unreadable as error:
-        unreadable = str(error)
-    except UnicodeDecodeError:
-        unreadable = "not UTF-8, nor UTF-16 with a byte order mark"
-    except OSError as error:
-        unreadable = f"cannot be opened: {error.strerror}"
+    except (Unreadable, UnicodeDecodeError, OSError) as error:
+        unreadable = reason_of(error)
     for reason, (first, count) in skipped_rows.items():
         report.skipped.append(Skipped(file.name, f"{reason}, first at {first}", count))
     report.files += report.documents > before

@@ -2,67 +2,29 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
+from forgellm.data.reading.apart import APART, read_apart
+from forgellm.data.reading.reader import Reader, SkipRow, Unreadable, decode, encoding_of
+from forgellm.data.reading.subtitles import read_subtitles
+
 # Raise it when a change here makes other text of the same file: cached tokens are then made anew.
-READER_VERSION = 1
+READER_VERSION = 2
 
 TEXT_FIELDS = ("text", "content", "body", "document")
 _ROWS_LOOKED_AT = 100
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
-_HTML_BLOCKS = (
-    "address,article,aside,blockquote,br,dd,div,dl,dt,figcaption,figure,footer,form,h1,h2,h3,h4,h5,"
-    "h6,header,hr,li,main,nav,ol,p,pre,section,table,tr,ul"
-)
-
-SkipRow = Callable[[str, int], None]
-"""Called with a reason and a line or row number, from 1, for each row that yields no document."""
-
-Reader = Callable[[Path, SkipRow], Iterator[tuple[int | None, str]]]
-"""Yields (line or row number where a file holds several documents, text) without loading more of
-the file than one document, where the format allows. Raises Unreadable or OSError."""
-
-
-class Unreadable(Exception):
-    """The file, or what is left of it, yields no text; the message is the reason."""
 
 
 def read_plain(path: Path, skip: SkipRow) -> Iterator[tuple[int | None, str]]:
     yield None, decode(path.read_bytes())
-
-
-def read_html(path: Path, skip: SkipRow) -> Iterator[tuple[int | None, str]]:
-    from selectolax.lexbor import LexborHTMLParser
-
-    raw = path.read_bytes()
-    declared = re.search(rb"""<meta[^>]{0,200}charset=["']?([\w-]+)""", raw[:4096], re.IGNORECASE)
-    try:
-        text = decode(raw)
-    except Unreadable:
-        if declared is None:
-            raise
-        text = _decode_as(raw, declared[1].decode("ascii"))
-    tree = LexborHTMLParser(text)
-    tree.strip_tags(["script", "style", "noscript", "template", "head"])
-    # Block borders and the layout inside <pre> ride through the whitespace collapse as controls.
-    for node in tree.css("pre"):
-        node.replace_with(node.text().replace("\n", "\x1e").replace(" ", "\x1f").join("\x1e\x1e"))
-    for node in tree.css(_HTML_BLOCKS):
-        node.insert_before("\x1e")
-        node.insert_after("\x1e")
-    for node in tree.css("td,th"):
-        node.insert_after(" ")
-    body = tree.body.text() if tree.body else ""
-    lines = (re.sub(r"[ \t\r\n\f]+", " ", line).strip(" ") for line in body.split("\x1e"))
-    yield None, "\n".join(line for line in lines if line).replace("\x1f", " ")
 
 
 def read_json(path: Path, skip: SkipRow) -> Iterator[tuple[int | None, str]]:
@@ -153,7 +115,8 @@ _PLAIN = (
 
 READERS: dict[str, Reader] = {
     **dict.fromkeys(_PLAIN.split(), read_plain),
-    **dict.fromkeys((".html", ".htm", ".xhtml"), read_html),
+    **dict.fromkeys(APART, read_apart),
+    **dict.fromkeys((".srt", ".vtt"), read_subtitles),
     ".json": read_json,
     **dict.fromkeys((".jsonl", ".ndjson"), read_jsonl),
     **dict.fromkeys((".csv", ".tsv"), read_csv),
@@ -161,25 +124,9 @@ READERS: dict[str, Reader] = {
 }
 
 
-def decode(raw: bytes) -> str:
-    """The text as written, less a byte order mark. Raises Unreadable."""
-    return _decode_as(raw, _encoding(raw[:2]))
-
-
-def _decode_as(raw: bytes, encoding: str) -> str:
-    try:
-        return raw.decode(encoding)
-    except (UnicodeDecodeError, LookupError):
-        raise Unreadable("not UTF-8, nor UTF-16 with a byte order mark") from None
-
-
-def _encoding(head: bytes) -> str:
-    return "utf-16" if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-
-
 def _open_text(path: Path, newline: str) -> IO[str]:
     with path.open("rb") as file:
-        encoding = _encoding(file.read(2))
+        encoding = encoding_of(file.read(2))
     # Bytes that are not UTF-8 become lone surrogates, so that they cost their row, not the file.
     errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
     return path.open(encoding=encoding, errors=errors, newline=newline)
