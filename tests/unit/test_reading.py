@@ -19,8 +19,7 @@ from paper import CONTENT_TYPES, OFFICE, RELATIONS, WORD, docx, epub, odt, pdf, 
 @pytest.fixture(autouse=True)
 def no_child_left() -> Iterator[None]:
     yield
-    while apart._idle:
-        apart._idle.pop().end()
+    apart._end_idle()
 
 
 def read(folder: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -5,6 +5,7 @@ One such process serves many files; it is replaced when it dies or takes too lon
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import struct
@@ -63,6 +64,12 @@ def _give_back(child: _Child, is_whole: bool) -> None:
             _idle.append(child)
             return
     child.end()
+
+
+@atexit.register
+def _end_idle() -> None:
+    while _idle:
+        _idle.pop().end()
 
 
 class _Child:
