@@ -12,7 +12,8 @@ import pytest
 import safetensors.numpy
 
 from forgellm import hardware, supervisor
-from forgellm.data.prepare import PreparedData, prepare_data
+from forgellm.data.prepare import prepare_data
+from forgellm.data.prepared import PreparedData
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.registry import load_generate_engine
 from forgellm.errors import (

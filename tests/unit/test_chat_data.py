@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forgellm.data.chat_packing import PackedConversations
-from forgellm.data.chat_store import ChatFormat, chat_store
-from forgellm.data.prepare import PreparedData, prepare_data, reopen_prepared
+from forgellm.data.chat.packing import PackedConversations
+from forgellm.data.chat.store import ChatFormat, chat_store
+from forgellm.data.prepare import prepare_data, reopen_prepared
+from forgellm.data.prepared import PreparedData
 from forgellm.data.split import all_documents
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import ConfigError, DataError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from forgellm.data.chat_rows import RowRefused, conversation_of
+from forgellm.data.chat.rows import RowRefused, conversation_of
 
 ASKED, ANSWERED = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
 PAIR = [ASKED, ANSWERED]

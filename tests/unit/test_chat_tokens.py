@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chat_templates import FAMILIES
-from forgellm.data.chat_rows import Conversation, RowRefused, conversation_of
-from forgellm.data.chat_template import ChatTemplate, TemplateRefused
-from forgellm.data.chat_tokens import LossOn, chat_tokens
+from forgellm.data.chat.rows import Conversation, RowRefused, conversation_of
+from forgellm.data.chat.template import ChatTemplate, TemplateRefused
+from forgellm.data.chat.tokens import LossOn, chat_tokens
 from forgellm.data.tokenizer import Tokenizer
 from tiny_tokenizer import TRAINING_TEXT
 

@@ -8,7 +8,8 @@ import pytest
 
 from forgellm.data.batches import Batch
 from forgellm.data.datasets import list_datasets
-from forgellm.data.prepare import PreparedData, prepare_data, reopen_prepared
+from forgellm.data.prepare import prepare_data, reopen_prepared
+from forgellm.data.prepared import PreparedData
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import ConfigError, DataError, DatasetNotFound
 from forgellm.paths import Workspace

@@ -13,7 +13,8 @@ import yaml
 
 from forgellm.atomic import read_json, write_json
 from forgellm.catalog import ModelFolder
-from forgellm.data.prepare import PreparedData, prepare_data
+from forgellm.data.prepare import prepare_data
+from forgellm.data.prepared import PreparedData
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.demo.measure import ASSETS, HANDBOOK, Measurement, measure
 from forgellm.engines.registry import load_generate_engine

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
-from forgellm.data.chat_template import ChatTemplate, TemplateRefused, Turn, without_system_turns
+from forgellm.data.chat.template import ChatTemplate, TemplateRefused, Turn, without_system_turns
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import InvalidRequest
 from forgellm.schema.generation import Message

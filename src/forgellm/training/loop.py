@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from forgellm.data.prepare import PreparedData
+from forgellm.data.prepared import PreparedData
 from forgellm.engines.base import StepMetrics, TrainEngine
 from forgellm.errors import NonFiniteLoss
 from forgellm.hardware import GB

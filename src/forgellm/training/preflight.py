@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forgellm import hardware
-from forgellm.data.prepare import PreparedData
+from forgellm.data.prepared import PreparedData
 from forgellm.engines.base import TrainEngine
 from forgellm.errors import OutOfMemory
 from forgellm.hardware import GB

@@ -9,7 +9,8 @@ from typing import Any
 
 from forgellm import __version__
 from forgellm.atomic import storage_errors, write_json
-from forgellm.data.prepare import PreparedData, prepare_data, reopen_prepared
+from forgellm.data.prepare import prepare_data, reopen_prepared
+from forgellm.data.prepared import PreparedData
 from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME, Tokenizer
 from forgellm.engines.base import TrainEngine
 from forgellm.engines.process_group import is_launched

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from forgellm.data.chat_rows import Conversation, RowRefused
-from forgellm.data.chat_template import ChatTemplate, Piece, TemplateRefused, without_system_turns
+from forgellm.data.chat.rows import Conversation, RowRefused
+from forgellm.data.chat.template import ChatTemplate, Piece, TemplateRefused, without_system_turns
 from forgellm.data.tokenizer import Tokenizer
 
 LossOn = Literal["assistant", "last", "all"]

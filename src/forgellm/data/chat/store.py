@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from forgellm.data.chat_files import ROW_READERS
-from forgellm.data.chat_rows import Conversation, RowRefused, conversation_of
-from forgellm.data.chat_template import ChatTemplate
-from forgellm.data.chat_tokens import LossOn, Tokens, chat_tokens
+from forgellm.data.chat.files import ROW_READERS
+from forgellm.data.chat.rows import Conversation, RowRefused, conversation_of
+from forgellm.data.chat.template import ChatTemplate
+from forgellm.data.chat.tokens import LossOn, Tokens, chat_tokens
 from forgellm.data.documents import (
     DatasetFile,
     ReadReport,

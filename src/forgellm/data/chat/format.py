@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forgellm.data.chat_store import ChatFormat
+from forgellm.data.chat.store import ChatFormat
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.schema.recipe import Recipe
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from forgellm.data.chat_template import Turn
+from forgellm.data.chat.template import Turn
 
 _LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
 _PAIRS = (

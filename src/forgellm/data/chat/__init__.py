@@ -1,0 +1,1 @@
+"""Conversations: from rows of any shape to tokens, of which only the answers are learned."""

@@ -1,0 +1,85 @@
+"""The batches of a run, each a function of its number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+
+from forgellm.data.batches import Batch
+from forgellm.data.mixture import Mixture
+from forgellm.data.packing import PackedStream
+from forgellm.schema.recipe import Recipe
+
+
+class RowStream(Protocol):
+    """An endless stream of rows, each a function of its number."""
+
+    def row(self, number: int) -> Batch: ...
+
+    def longest_document_row(self) -> int: ...
+
+    @property
+    def rows_per_epoch(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The batches of a run; each is a function of its number, so a resumed run meets the same.
+
+    Attributes:
+        summary: JSON-safe; what the data is, for the run's record and for `reopen_prepared`.
+        warnings: for the user, one sentence or two each.
+    """
+
+    summary: dict[str, Any]
+    warnings: list[str]
+    _recipe: Recipe
+    _mixture: Mixture
+    _domain: RowStream
+    _replay: PackedStream | None
+    _validation: Callable[[int], Iterator[Batch]]
+    _rank: int = 0
+    _num_ranks: int = 1
+
+    def shared(self, rank: int, num_ranks: int) -> PreparedData:
+        """The same batches, of which this process computes only its share of the rows."""
+        return replace(self, _rank=rank, _num_ranks=num_ranks)
+
+    def batch(self, index: int) -> Batch:
+        """Micro-batch number `index`, from 0; `grad_accum_steps` of them make an iteration."""
+        size = self._recipe.batch_size
+        numbers = range(index * size, (index + 1) * size)[self._rank :: self._num_ranks]
+        return _stack([self._row(number) for number in numbers])
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """At most `val_batches`, always the same. The last may have fewer rows than the others, and
+        for one of several processes none."""
+        batches = self._validation(self._recipe.batch_size)
+        for batch in islice(batches, self._recipe.val_batches):
+            yield batch.rows(self._rank, self._num_ranks)
+
+    def worst_case_batch(self) -> Batch:
+        """A full batch of real rows with the longest segments there are."""
+        row = self._domain.row(self._domain.longest_document_row())
+        return _stack([row] * (self._recipe.batch_size // self._num_ranks))
+
+    def _row(self, number: int) -> Batch:
+        is_replay, row = self._mixture.source_of(number)
+        if is_replay:
+            assert self._replay is not None
+            return self._replay.row(row)
+        return self._domain.row(row)
+
+
+def _stack(rows: list[Batch]) -> Batch:
+    """One batch of single-row batches."""
+    return Batch(
+        tokens=np.concatenate([row.tokens for row in rows]),
+        targets=np.concatenate([row.targets for row in rows]),
+        loss_mask=np.concatenate([row.loss_mask for row in rows]),
+        segment_ids=np.concatenate([row.segment_ids for row in rows]),
+    )
