@@ -173,7 +173,7 @@ def test_loss_that_is_not_finite_shows_as_null(web: TestClient, workspace: Works
         ({"dataset": "nothing"}, 404, "DATASET_NOT_FOUND", "nothing"),
         ({"dataset": "../models"}, 404, "DATASET_NOT_FOUND", "models"),
         ({"replay_dataset": "nothing"}, 404, "DATASET_NOT_FOUND", "nothing"),
-        ({"training_type": "ift"}, 400, "INVALID_CONFIG", "training_type"),
+        ({"training_type": "ift"}, 400, "DATASET_UNUSABLE", "No conversation"),
         ({"max_iterations": 0}, 400, "INVALID_CONFIG", "max_iterations"),
         ({"max_iterationz": 1}, 400, "INVALID_CONFIG", "max_iterationz"),
         ({"warmup_steps": 501}, 400, "INVALID_CONFIG", "warmup_steps"),

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forgellm.data.chat.files import ROW_READERS
+from forgellm.data.chat.files import no_conversations
 from forgellm.data.chat.format import chat_format, template_of
 from forgellm.data.chat.packing import PackedConversations, conversations_once
 from forgellm.data.chat.store import chat_store
@@ -195,13 +195,11 @@ def _require_text(store: TokenStore, field: str, name: str) -> None:
     if store.report.documents:
         return
     skipped = [f"{item.source}: {item.reason}" for item in store.report.skipped[:20]]
-    is_chat = store.trained is not None
+    if store.trained is not None:
+        raise no_conversations(name, skipped)
     raise DataError(
-        f"No {'conversation' if is_chat else 'text'} was found in the {field} {name!r}",
-        suggestion="Put conversations into it, such as JSON lines with `messages`, or with `prompt` "
-        "and `completion`: " + " ".join(sorted(ROW_READERS))
-        if is_chat
-        else "Put documents of these types into it: " + " ".join(sorted(READERS)),
+        f"No text was found in the {field} {name!r}",
+        suggestion="Put documents of these types into it: " + " ".join(sorted(READERS)),
         details={field: name, "skipped": skipped},
     )
 

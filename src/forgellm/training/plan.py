@@ -7,6 +7,7 @@ from pathlib import Path
 
 from forgellm import hardware
 from forgellm.catalog import ModelFacts, ModelFolder, find_model
+from forgellm.data.chat.files import require_row_files
 from forgellm.data.datasets import find_dataset, find_replay
 from forgellm.data.documents import dataset_overview
 from forgellm.data.mixture import plan_mixture
@@ -41,10 +42,12 @@ def plan_run(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool = Fal
     """Find what the recipe names and check that it fits this machine.
 
     With `allow_absolute` the model may be any folder, as the user of the machine typed it.
-    Raises DatasetNotFound, and what `plan_compute` raises.
+    Raises DatasetNotFound, DataError, and what `plan_compute` raises.
     """
     plan = plan_compute(recipe, workspace, allow_absolute=allow_absolute)
-    find_dataset(workspace, recipe.dataset)
+    dataset = find_dataset(workspace, recipe.dataset)
+    if recipe.training_type == "ift":
+        require_row_files(dataset)
     warnings = [*plan.warnings, *_replay_warnings(recipe, workspace, plan.max_seq_length)]
     return replace(plan, warnings=warnings)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import orjson
 
+from forgellm.data.documents import dataset_files
 from forgellm.data.reading.reader import SkipRow, Unreadable, decode
+from forgellm.errors import DataError
 
 Rows = Iterator[tuple[int, Any]]
 
@@ -76,3 +78,18 @@ ROW_READERS: dict[str, Callable[[Path, SkipRow], Rows]] = {
     ".tsv": read_csv,
     ".parquet": read_parquet,
 }
+
+
+def require_row_files(dataset: Path) -> None:
+    """Raises DataError if no file of the dataset can hold conversations; none is opened."""
+    if not any(file.path.suffix.lower() in ROW_READERS for file in dataset_files(dataset).files):
+        raise no_conversations(dataset.name, [])
+
+
+def no_conversations(name: str, skipped: list[str]) -> DataError:
+    return DataError(
+        f"No conversation was found in the dataset {name!r}",
+        suggestion="Put conversations into it, such as JSON lines with `messages`, or with `prompt` "
+        "and `completion`: " + " ".join(sorted(ROW_READERS)),
+        details={"dataset": name, "skipped": skipped},
+    )
