@@ -141,6 +141,26 @@ def test_the_report_says_what_was_used_cut_and_skipped(
     assert "Yes." in first and "Two" not in first
 
 
+def test_a_conversation_of_many_turns_keeps_as_many_as_fit(
+    workspace: Workspace, tokenizer: Tokenizer
+) -> None:
+    turns = [
+        {"role": role, "content": f"number {n}."}
+        for n in range(60)
+        for role in ("user", "assistant")
+    ]
+    folder = dataset(workspace, "long", rows__jsonl=json.dumps({"messages": turns}) + "\n")
+    store = chat_store(
+        folder, tokenizer, ChatFormat(CHAT_TEMPLATE, "assistant", 200), workspace.cache
+    )
+    text = tokenizer.decode(store.tokens.tolist())
+    kept = text.count("assistant")
+    assert 1 < kept < 60 and store.report.cut == 1
+    assert text.rstrip().endswith(f"number {kept - 1}.")
+    tokens_of_one = len(store.tokens) / kept
+    assert len(store.tokens) <= 200 < len(store.tokens) + 1.5 * tokens_of_one
+
+
 def test_every_kind_of_file_gives_the_same_tokens(
     workspace: Workspace, tokenizer: Tokenizer
 ) -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from forgellm.data.documents import ReadReport, iter_documents
-from forgellm.data.reading import apart
+from forgellm.data.reading import apart, child
 from paper import CONTENT_TYPES, OFFICE, RELATIONS, WORD, docx, epub, odt, pdf, zipped
 
 
@@ -108,13 +108,17 @@ def test_a_pdf_of_200_pages_is_one_document_in_order(tmp_path: Path) -> None:
     assert texts["a.pdf"].split("\n\n") == [f"Page {n}" for n in range(200)]
 
 
+def test_the_child_reads_just_what_is_sent_to_it() -> None:
+    assert child._READERS.keys() == set(apart.APART)
+
+
 def test_the_child_has_none_of_the_users_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
-    child = apart._take()
+    taken = apart._take()
     try:
-        assert "HF_TOKEN" not in psutil.Process(child.process.pid).environ()
+        assert "HF_TOKEN" not in psutil.Process(taken.process.pid).environ()
     finally:
-        child.end()
+        taken.end()
 
 
 BILLION = '<!DOCTYPE x [<!ENTITY a "' + "a" * 1000 + '"><!ENTITY b "' + "&a;" * 1000 + '">]>'

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from forgellm import hardware
-from forgellm.errors import ConfigError, EngineUnavailable
+from forgellm.errors import CheckpointNotFound, ConfigError, EngineUnavailable
 from forgellm.schema.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ def load_generate_engine(
 
     Raises UnsupportedModel, CheckpointNotFound, ConfigError, EngineUnavailable.
     """
+    if adapter is not None and not adapter.exists():
+        raise CheckpointNotFound(
+            "The checkpoint is gone", suggestion="Load the run again: it takes its best one."
+        )
     make = _engine_class(engine, "generate")
     return cast("GenerateEngine", make(model_path, adapter, dtype=dtype, kv_bits=kv_bits))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Condition, Event
-from types import TracebackType
 from typing import Literal
 
 from forgellm.data.tokenizer import Tokenizer
@@ -25,12 +24,7 @@ class Users:
         with self._changed:
             self._count += 1
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._changed:
             self._count -= 1
             self._changed.notify_all()

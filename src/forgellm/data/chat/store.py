@@ -162,11 +162,19 @@ class _Writer:
         """As many of the first turns as fit, up to an answer."""
         turns = conversation.turns
         answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]
-        for last in reversed(answers[:-1]):
-            found = self._encoded(Conversation(turns[: last + 1], conversation.tools))
+        fitting: Tokens | None = None
+        low, high = 0, len(answers) - 1  # one by one, a conversation of many turns would take hours
+        while low < high:
+            middle = (low + high) // 2
+            part = Conversation(turns[: answers[middle] + 1], conversation.tools)
+            found = self._encoded(part)
             if len(found.ids) <= self.form.max_tokens:
-                return found
-        raise RowRefused(f"its first answer ends beyond {self.form.max_tokens} tokens")
+                fitting, low = found, middle + 1
+            else:
+                high = middle
+        if fitting is None:
+            raise RowRefused(f"its first answer ends beyond {self.form.max_tokens} tokens")
+        return fitting
 
     def _encoded(self, conversation: Conversation) -> Tokens:
         return chat_tokens(conversation, self.tokenizer, self._template, self.form.loss_on)

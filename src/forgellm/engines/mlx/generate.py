@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
@@ -26,7 +25,7 @@ from forgellm.engines.mlx.one_by_one import SingleDecoder, cache_bits
 from forgellm.engines.mlx.prefixes import PrefixStore
 from forgellm.engines.mlx.scoring import batch_log_probs, prove_packing, score_text
 from forgellm.engines.mlx.worker import Worker
-from forgellm.errors import CheckpointNotFound, InvalidRequest
+from forgellm.errors import InvalidRequest
 from forgellm.schema.generation import Sampling
 
 # Of the memory that is free once the weights are there, what prompts and answers may be kept in.
@@ -64,7 +63,7 @@ class _Opened:
             merge_lora(self.model)
         self.model.eval()
         self.split = load.split_model(self.model)
-        self.vocab_size = _vocab_size(self.split)
+        self.vocab_size = load.vocab_size(self.split)
         self._dtype = wanted.placement.dtype
         self._packing_is_proven = False
         prefixes = PrefixStore(int(_PREFIX_SHARE * _free_bytes()))
@@ -117,10 +116,6 @@ class MlxGenerateEngine:
         kv_bits: int | None = None,
     ) -> None:
         """`kv_bits` (4 or 8) quantises the key-value cache: answers are then made one by one."""
-        if adapter is not None and not adapter.exists():
-            raise CheckpointNotFound(
-                "The checkpoint is gone", suggestion="Load the run again: it takes its best one."
-            )
         wanted = _Wanted(model_path, adapter, load.choose_placement(dtype), kv_bits)
         self._gauge = _Gauge()
         self._worker = Worker(partial(_Opened, wanted, self._gauge))
@@ -183,10 +178,6 @@ def _free_bytes() -> int:
 
 def _weight_bytes(model: nn.Module) -> int:
     return sum(value.nbytes for _, value in tree_flatten(model.parameters()))
-
-
-def _vocab_size(split: load.SplitModel) -> int:
-    return int(split.head(split.trunk(mx.array([[0]]), None)).shape[-1])
 
 
 def _info(model: nn.Module, config: dict[str, Any], placement: load.Placement) -> EngineInfo:

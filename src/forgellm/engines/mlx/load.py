@@ -111,6 +111,11 @@ def split_model(model: nn.Module) -> SplitModel:
     )
 
 
+def vocab_size(split: SplitModel) -> int:
+    """Width of the logits, which may be more than the tokenizer has tokens."""
+    return int(split.head(split.trunk(mx.array([[0]]), None)).shape[-1])
+
+
 class _AfterTrunk:
     """A model whose trunk hands on what it is given, so that calling it applies the head alone."""
 

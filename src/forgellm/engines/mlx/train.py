@@ -42,7 +42,7 @@ class MlxTrainEngine:
         _require_possible(recipe, self._config)
         use_blocks(self.model)
         self._split = load.split_model(self.model.eval())
-        self._vocab_size = int(self._split.head(self._hidden_of([0, 1])).shape[-1])
+        self._vocab_size = load.vocab_size(self._split)
         own_rows = _rows_of_one(recipe.batch_size, self.group.size)
         prove_packing(self._split, self._place.dtype, self._vocab_size, own_rows)
         self._lora = None if full else adapter.settings_of(recipe)
@@ -94,8 +94,7 @@ class MlxTrainEngine:
         def loss_sum(params: Tensors, *arrays: mx.array) -> mx.array:
             """Sum of the counted tokens' cross-entropies in nats."""
             tokens, targets, loss_mask, segment_ids = arrays
-            self._use(params)
-            hidden = packed_hidden_states(self._split, tokens, segment_ids)
+            hidden = self._hidden_states(params, tokens, segment_ids)
             head_params = {name: self._cast(params[name]) for name in head_names}
             return cross_entropy(head_params, hidden, targets.reshape(-1), loss_mask.reshape(-1))
 
@@ -122,8 +121,7 @@ class MlxTrainEngine:
 
         def eval_loss_sum(params: Tensors, *arrays: mx.array) -> mx.array:
             tokens, targets, loss_mask, segment_ids = arrays
-            self._use(params)
-            hidden = packed_hidden_states(self._split, tokens, segment_ids)
+            hidden = self._hidden_states(params, tokens, segment_ids)
             losses = chunked_losses(self._head, {}, hidden, targets.reshape(-1), rows)
             return (losses * loss_mask.reshape(-1)).sum()
 
@@ -132,16 +130,20 @@ class MlxTrainEngine:
         self._apply = load.compiled(apply)
         self._eval_loss_sum = load.compiled(eval_loss_sum)
 
+    def _hidden_states(self, params: Tensors, tokens: mx.array, segment_ids: mx.array) -> mx.array:
+        """[B*T, D] by these weights, in the compute type."""
+        self._use({name: self._cast(value) for name, value in params.items()})
+        return packed_hidden_states(self._split, tokens, segment_ids)
+
     def _use(self, params: Tensors) -> None:
-        """Let the model compute with these weights, in the compute type."""
-        cast = [(name, self._cast(value)) for name, value in params.items()]
-        self.model.update(tree_unflatten(cast))
+        """Let the model compute with just these weights."""
+        self.model.update(tree_unflatten(list(params.items())))
 
     def _cast(self, value: mx.array) -> mx.array:
         return value if self._lora is not None else value.astype(self._place.dtype)
 
     def _head(self, params: Tensors, hidden: mx.array) -> mx.array:
-        self.model.update(tree_unflatten(list(params.items())))
+        self._use(params)
         return self._split.head(hidden)
 
     def _trainable_head_names(self) -> list[str]:
@@ -211,7 +213,7 @@ class MlxTrainEngine:
     # --- checkpoints ------------------------------------------------------------------------
 
     def save_weights(self, folder: Path, stem: str) -> list[str]:
-        self._use_exactly(self.params)
+        self._use(self.params)
         if self._lora is not None:
             name = f"{stem}_adapters.safetensors"
             adapters.save_adapter(self.model, folder / name)
@@ -247,9 +249,6 @@ class MlxTrainEngine:
             return adapters.adapter_tensors(self.model)
         parameters = dict(tree_flatten(self.model.parameters()))
         return {n: parameters[n] for n in last_blocks(parameters, self._recipe.num_layers)}
-
-    def _use_exactly(self, params: Tensors) -> None:
-        self.model.update(tree_unflatten(list(params.items())))
 
     def _hidden_of(self, ids: list[int]) -> mx.array:
         return self._split.trunk(mx.array([ids]), None)[0]

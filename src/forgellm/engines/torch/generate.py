@@ -19,7 +19,7 @@ from forgellm.engines.torch.adapters import attach_adapter
 from forgellm.engines.torch.lora import merge_lora
 from forgellm.engines.torch.memory import out_of_memory_named
 from forgellm.engines.torch.scoring import batch_log_probs, score_text, scored_tokens
-from forgellm.errors import CheckpointNotFound, ConfigError, InvalidRequest
+from forgellm.errors import ConfigError, InvalidRequest
 from forgellm.schema.generation import Sampling
 
 _SHORTER = "Send a shorter prompt, or ask for fewer tokens."
@@ -44,10 +44,6 @@ class TorchGenerateEngine:
                 "the torch engine keeps its cache in the model's own type; use engine mlx, or none",
             )
         self._place = load.choose_placement(dtype)
-        if adapter is not None and not adapter.exists():
-            raise CheckpointNotFound(
-                "The checkpoint is gone", suggestion="Load the run again: it takes its best one."
-            )
         full_checkpoint = adapter is not None and adapter.is_dir()
         source = adapter if adapter is not None and full_checkpoint else model_path
         self.model = load.load_model(source, self._place.dtype, self._place.device)
