@@ -16,7 +16,8 @@ from forgellm.demo.measure import GENERAL_HELD_OUT, HANDBOOK, PROBES
 from forgellm.engines.base import GenerateEngine
 from forgellm.engines.registry import load_generate_engine
 from forgellm.errors import DataError
-from forgellm.evaluation.probes import Probe, read_probes, score_probes
+from forgellm.evaluation.probe_files import Probe, read_probes
+from forgellm.evaluation.probes import score_probes
 from forgellm.evaluation.scoring import Passage, likelihoods, mean_loss, windows
 from tiny_model import build_tiny_model
 from tiny_tokenizer import build_tiny_tokenizer

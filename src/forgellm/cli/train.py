@@ -12,6 +12,8 @@ from forgellm.errors import InvalidRequest, TrainingAlreadyRunning
 from forgellm.paths import Workspace, find_workspace
 from forgellm.schema.recipe import Recipe, parse_recipe
 
+# Lists of texts that may hold a comma: the flag is given once for each.
+_ONE_A_FLAG = ("probe_files", "general_files", "sample_prompts")
 _WAIT_SECONDS = 2.0
 
 
@@ -36,6 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
             fields.add_argument(
                 *flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text
             )
+        elif name in _ONE_A_FLAG:
+            fields.add_argument(*flags, dest=name, action="append", metavar="TEXT", help=text)
         else:
             fields.add_argument(*flags, dest=name, metavar=_metavar(field.annotation), help=text)
     parser.set_defaults(run=run)

@@ -9,13 +9,14 @@ from pathlib import Path
 from forgellm.data.batches import Batch
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import GenerateEngine
-from forgellm.evaluation.probes import read_probes, score_probes
+from forgellm.evaluation.probe_files import read_probes
+from forgellm.evaluation.probes import score_probes
 from forgellm.evaluation.scoring import likelihoods, mean_loss, windows
+from forgellm.evaluation.suite import SHIPPED_GENERAL as GENERAL_HELD_OUT
 
 ASSETS = Path(__file__).parents[1] / "assets"
 HANDBOOK = ASSETS / "handbook"
 PROBES = ASSETS / "handbook_probes.json"
-GENERAL_HELD_OUT = ASSETS / "general" / "heldout"
 
 
 @dataclass(frozen=True)

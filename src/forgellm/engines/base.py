@@ -6,6 +6,7 @@ Batches cross it as numpy, so that every engine sees the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,6 +98,10 @@ class TrainEngine(Protocol):
 
     def validation_loss(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> float:
         """Mean cross-entropy in nats over all counted tokens of `batches`."""
+
+    def evaluating(self) -> AbstractContextManager[GenerateEngine]:
+        """The model with the weights that it has now, without dropout, for as long as the context
+        lasts. Measuring through it changes neither weights nor random state."""
 
     def rehearse(self, batch: Batch) -> int:
         """Run one step forward and backward without changing anything; peak bytes it took."""

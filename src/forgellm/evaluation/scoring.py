@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,10 +39,22 @@ def mean_loss(found: Iterable[Likelihood]) -> float:
     return -sum(item.log_prob for item in scored) / num_tokens if num_tokens else float("nan")
 
 
-def likelihoods(engine: GenerateEngine, passages: Sequence[Passage]) -> list[Likelihood]:
-    """Score each passage on its own, as if nothing stood beside it in its row."""
+def no_step() -> None:
+    pass
+
+
+def likelihoods(
+    engine: GenerateEngine,
+    passages: Sequence[Passage],
+    on_step: Callable[[], None] = no_step,
+) -> list[Likelihood]:
+    """Score each passage on its own, as if nothing stood beside it in its row.
+
+    `on_step` is called before each batch, and may end the work with an exception.
+    """
     found = []
     for batch, rows in _batches(passages):
+        on_step()
         log_probs = engine.token_log_probs(batch)
         for row, members in enumerate(rows):
             segments = batch.segment_ids[row]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from forgellm.atomic import storage_errors
 from forgellm.paths import iso_utc
+from forgellm.runs.line_file import LineFile
 from forgellm.schema.run import MetricsLine
 
 METRICS_NAME = "metrics.jsonl"
@@ -27,10 +27,8 @@ class MetricsWriter:
 
     def __init__(self, folder: Path) -> None:
         """Opens or creates the log and cuts a torn last line off. Raises DiskFull."""
-        path = folder / METRICS_NAME
-        with storage_errors(METRICS_NAME):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            self._seq = _repair(self._fd)
+        self._file = LineFile(folder / METRICS_NAME)
+        self._seq = _last_seq(folder)
 
     def append(self, **figures: float | int | None) -> MetricsLine:
         """Write one line and return it. NaN and infinity become None, with `non_finite` true.
@@ -46,23 +44,12 @@ class MetricsWriter:
                 "timestamp": iso_utc(),
             }
         )
-        text = line.model_dump_json().encode() + b"\n"
-        with storage_errors(METRICS_NAME):
-            start = os.fstat(self._fd).st_size
-            try:
-                written = os.write(self._fd, text)
-                while written < len(text):
-                    written += os.write(self._fd, text[written:])
-            except OSError:
-                os.ftruncate(self._fd, start)
-                raise
+        self._file.append(line.model_dump_json().encode())
         self._seq = line.seq
         return line
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -174,18 +161,7 @@ def _parse(texts: Iterable[bytes]) -> Iterator[MetricsLine]:
             continue
 
 
-def _repair(fd: int) -> int:
-    """Cut a torn last line off; returns the number of the last line that can be read, or 0."""
-    size = os.fstat(fd).st_size
-    length = _TAIL_BYTES
-    while True:
-        start = max(0, size - length)
-        tail = os.pread(fd, size - start, start)
-        end = tail.rfind(b"\n") + 1
-        last = next(_parse(reversed(tail[:end].split(b"\n"))), None)
-        if last or start == 0:
-            break
-        length *= 16
-    if end < len(tail):
-        os.ftruncate(fd, start + end)
+def _last_seq(folder: Path) -> int:
+    """The number of the last line that can be read, or 0."""
+    last = last_line(folder) or next(reversed(read_lines(folder)[0]), None)
     return last.seq if last else 0

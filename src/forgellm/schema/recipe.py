@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -21,6 +21,7 @@ LrSchedule = Literal["cosine", "linear", "constant", "wsd"]
 LoraTarget = Literal["all", "attention"] | list[str]
 TrackerName = Literal["trackio", "wandb", "tensorboard", "mlflow"]
 
+_PathName = Annotated[str, Field(min_length=1, max_length=1000)]
 _MAX_PROBLEMS = 20
 _SCHEME_AND_HOST = r"https?://[^\s/?#@\\]+"
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -168,6 +169,24 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
     )
     seed: int = Field(
         42, ge=0, lt=2**31, description="Seed of data order, split and initialisation."
+    )
+    probe_files: list[_PathName] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Files of probe questions, scored before training and at each checkpoint.",
+    )
+    general_files: list[_PathName] | None = Field(
+        None,
+        max_length=16,
+        description="Files or folders of general text whose loss shows forgetting; `shipped` is the text that comes along, the default wherever probe_files are given.",
+    )
+    sample_prompts: list[Annotated[str, Field(min_length=1, max_length=10_000)]] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Prompts whose likeliest answers are kept at each checkpoint.",
+    )
+    allow_overlap: bool = Field(
+        False, description="Train although probes or held-out documents stand in the training text."
     )
     report_to: list[TrackerName] = Field(
         default_factory=list,

@@ -16,6 +16,7 @@ from forgellm.runs.checkpoints import Checkpoint
 from forgellm.runs.summary import eta_minutes
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import ACTIVE_PHASES, MetricsLine, Phase, RunState
+from forgellm.training.evaluations import RunEvaluations
 from forgellm.training.overfitting import OverfittingMonitor
 from forgellm.training.recorder import Recorder
 from forgellm.training.schedule import learning_rate
@@ -35,9 +36,11 @@ class TrainingLoop:
         data: PreparedData,
         should_stop: Callable[[], bool],
         observer: Observer,
+        evaluations: RunEvaluations | None = None,
     ) -> None:
         self._recorder, self._recipe, self._engine, self._data = recorder, recipe, engine, data
         self._should_stop, self._observer = should_stop, observer
+        self._evaluations = evaluations
         self._state = RunState()
         self._monitor = OverfittingMonitor(
             recipe.overfitting_threshold, recipe.early_stopping_patience
@@ -76,6 +79,7 @@ class TrainingLoop:
         loss = self._validate(0)
         if loss is not None:
             self._monitor.observe(self._write_line(0, None, None, loss))
+        self._measure(0)
         self._enter("training")
         self._last_read = time.monotonic()
         return 0
@@ -87,6 +91,9 @@ class TrainingLoop:
         self._seconds_before = float(position["training_seconds"])
         self._monitor.replay(self._recorder.lines_until(checkpoint.iteration))
         self._state.iteration = self._last_saved = checkpoint.iteration
+        if self._evaluations is not None:
+            self._evaluations.continue_from(checkpoint.iteration)
+            self._measure(checkpoint.iteration)
         self._enter("training")
         self._last_read = time.monotonic()
         return checkpoint.iteration
@@ -183,6 +190,13 @@ class TrainingLoop:
             iteration, validation_loss, self._engine, position, self._recipe.max_checkpoints
         )
         self._last_saved = iteration
+        self._measure(iteration)
+
+    def _measure(self, iteration: int) -> None:
+        """After the checkpoint, so that what goes wrong here costs no training."""
+        if self._evaluations is not None:
+            self._enter("evaluating")
+            self._evaluations.at(iteration)
 
     def _finish_early(self) -> RunState:
         self._save_once()

@@ -13,6 +13,7 @@ from forgellm.data.documents import dataset_overview
 from forgellm.data.mixture import plan_mixture
 from forgellm.engines.registry import engine_name
 from forgellm.errors import DiskTooSmall
+from forgellm.evaluation.suite import suite_of
 from forgellm.hardware import GB
 from forgellm.paths import Workspace
 from forgellm.schema.recipe import Recipe
@@ -44,6 +45,7 @@ def plan_run(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool = Fal
     With `allow_absolute` the model may be any folder, as the user of the machine typed it.
     Raises DatasetNotFound, DataError, and what `plan_compute` raises.
     """
+    suite_of(recipe, workspace)
     plan = plan_compute(recipe, workspace, allow_absolute=allow_absolute)
     dataset = find_dataset(workspace, recipe.dataset)
     if recipe.training_type == "ift":

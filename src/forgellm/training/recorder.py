@@ -11,8 +11,10 @@ from typing import Any, Protocol
 from forgellm.engines.base import TrainEngine
 from forgellm.paths import iso_utc
 from forgellm.runs import checkpoints
+from forgellm.runs.evaluations import append_evaluation, read_evaluations
 from forgellm.runs.metrics import MetricsWriter, effective, read_lines
 from forgellm.runs.store import Run
+from forgellm.schema.evaluation import EvaluationLine, SampleLine
 from forgellm.schema.run import MetricsLine, RunState
 
 
@@ -37,6 +39,12 @@ class Recorder(Protocol):
         keep: int,
     ) -> None:
         """Keep a checkpoint, and no more than `keep`. Raises DiskFull, TrainingFailed."""
+
+    def evaluations_until(self, iteration: int) -> list[EvaluationLine]:
+        """What an earlier part of the run measured, up to where it is resumed."""
+
+    def evaluation(self, line: EvaluationLine, samples: list[SampleLine]) -> None:
+        """Keep a measurement of the model, and what it said. Raises DiskFull."""
 
     def __enter__(self) -> Recorder: ...
 
@@ -84,11 +92,17 @@ class RunRecorder:
         )
         checkpoints.prune(self._run.folder, keep)
 
+    def evaluations_until(self, iteration: int) -> list[EvaluationLine]:
+        return [x for x in read_evaluations(self._run.folder) if x.iteration <= iteration]
+
+    def evaluation(self, line: EvaluationLine, samples: list[SampleLine]) -> None:
+        append_evaluation(self._run.folder, line, samples)
+
 
 class SilentRecorder:
-    """Writes nothing. `earlier` are the lines of the run's part before a resume."""
+    """Writes nothing. `earlier` is the recorder of the run whose next part this is."""
 
-    def __init__(self, earlier: list[MetricsLine]) -> None:
+    def __init__(self, earlier: RunRecorder | None = None) -> None:
         self._earlier = earlier
 
     def __enter__(self) -> SilentRecorder:
@@ -98,7 +112,7 @@ class SilentRecorder:
         pass
 
     def lines_until(self, iteration: int) -> list[MetricsLine]:
-        return [line for line in self._earlier if line.iteration <= iteration]
+        return self._earlier.lines_until(iteration) if self._earlier else []
 
     def line(self, **figures: Any) -> MetricsLine:
         return MetricsLine(seq=0, timestamp=iso_utc(), **figures)
@@ -107,4 +121,10 @@ class SilentRecorder:
         pass
 
     def checkpoint(self, *_: Any) -> None:
+        pass
+
+    def evaluations_until(self, iteration: int) -> list[EvaluationLine]:
+        return self._earlier.evaluations_until(iteration) if self._earlier else []
+
+    def evaluation(self, *_: Any) -> None:
         pass

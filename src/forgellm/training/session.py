@@ -16,12 +16,14 @@ from forgellm.engines.base import TrainEngine
 from forgellm.engines.process_group import is_launched
 from forgellm.engines.registry import engine_name, load_train_engine
 from forgellm.errors import CheckpointNotFound, ConfigError, ForgeError, OutOfMemory, TrainingFailed
+from forgellm.evaluation.suite import Suite, suite_of
 from forgellm.paths import Workspace, iso_utc
 from forgellm.runs import checkpoints
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import MetricsLine, RunRecord, RunState
 from forgellm.training.awake import kept_awake
+from forgellm.training.evaluations import RunEvaluations
 from forgellm.training.followers import Followers
 from forgellm.training.loop import Observer, TrainingLoop
 from forgellm.training.plan import Plan, plan_compute
@@ -43,6 +45,7 @@ class _Ready:
     engine: TrainEngine
     data: PreparedData
     measured: dict[str, float]
+    suite: Suite
     should_stop: Callable[[], bool]
 
 
@@ -116,7 +119,7 @@ class Session:
         """
         summary = resume_from.record().data if resume_from else {}
         checkpoint = self._checkpoint_to_resume(resume_from) if resume_from else None
-        earlier = RunRecorder(resume_from).lines_until(2**31) if resume_from else []
+        earlier = RunRecorder(resume_from) if resume_from else None
         with kept_awake():
             ready = self._make_ready(recipe, summary, workspace, lambda: False)
             return self._loop(ready, SilentRecorder(earlier), self.observer).run(checkpoint)
@@ -139,6 +142,7 @@ class Session:
         # Whoever made the run has checked the name; a resume may come from another place.
         _require_engine_of_launcher(recipe.engine)
         plan = plan_compute(recipe.resolved(), workspace, allow_absolute=True)
+        suite = suite_of(recipe, workspace)
         self.progress("reading and tokenising the documents")
         data = self._prepare(summary, workspace, plan, should_stop)
         self.progress("loading the model")
@@ -148,11 +152,17 @@ class Session:
         self.progress("rehearsing one step")
         measured = rehearse(engine, data, plan)
         self.progress("training")
-        return _Ready(plan, engine, data, measured, lambda: group.any(should_stop()))
+        return _Ready(plan, engine, data, measured, suite, lambda: group.any(should_stop()))
 
     def _loop(self, ready: _Ready, recorder: Recorder, observer: Observer) -> TrainingLoop:
-        recipe = ready.plan.recipe
-        return TrainingLoop(recorder, recipe, ready.engine, ready.data, ready.should_stop, observer)
+        recipe, engine, should_stop = ready.plan.recipe, ready.engine, ready.should_stop
+        evaluations = None
+        if not ready.suite.is_empty:
+            tokenizer = Tokenizer.load(ready.plan.model.path)
+            evaluations = RunEvaluations(ready.suite, engine, tokenizer, recorder, should_stop)
+        return TrainingLoop(
+            recorder, recipe, engine, ready.data, should_stop, observer, evaluations
+        )
 
     def _with(self, followers: Followers) -> Observer:
         def observe(line: MetricsLine, state: RunState) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from forgellm.engines.mlx.attention import use_blocks
 from forgellm.engines.mlx.cross_entropy import chunk_rows, chunked_losses, cross_entropy_sum
 from forgellm.engines.mlx.distributed import MlxGroup
 from forgellm.engines.mlx.grad_checkpoint import checkpoint_blocks
+from forgellm.engines.mlx.in_training import MlxAnswers
 from forgellm.engines.mlx.random_state import random_state, set_random_state
 from forgellm.engines.mlx.scoring import device_batch, packed_hidden_states, prove_packing
 from forgellm.engines.mlx.tensor_files import Tensors, read_tensors
@@ -192,6 +194,17 @@ class MlxTrainEngine:
             memory.release_freed()
         loss, num_tokens = self._over_all(total, num_tokens)
         return loss / num_tokens if num_tokens else float("nan")
+
+    @contextmanager
+    def evaluating(self) -> Iterator[MlxAnswers]:
+        self.model.eval()
+        self._use({name: self._cast(value) for name, value in self.params.items()})
+        try:
+            yield MlxAnswers(self._split, self._vocab_size, self.info)
+        finally:
+            self._use(self.params)
+            self.model.train()
+            memory.release_freed()
 
     def _over_all(self, loss_sum: mx.array, num_tokens: int) -> tuple[float, int]:
         """Both summed over the processes."""

@@ -25,42 +25,13 @@ from forgellm.schema.generation import Sampling
 _SHORTER = "Send a shorter prompt, or ask for fewer tokens."
 
 
-class TorchGenerateEngine:
-    """See `engines.base.GenerateEngine`. An adapter is merged into the weights when loaded."""
+class TorchAnswers:
+    """What `engines.base.GenerateEngine` asks for, of a model that someone else holds."""
 
     max_concurrent = 1
 
-    def __init__(
-        self,
-        model_path: Path,
-        adapter: Path | None,
-        *,
-        dtype: str = "auto",
-        kv_bits: int | None = None,
-    ) -> None:
-        if kv_bits is not None:
-            raise ConfigError.one(
-                "kv_bits",
-                "the torch engine keeps its cache in the model's own type; use engine mlx, or none",
-            )
-        self._place = load.choose_placement(dtype)
-        full_checkpoint = adapter is not None and adapter.is_dir()
-        source = adapter if adapter is not None and full_checkpoint else model_path
-        self.model = load.load_model(source, self._place.dtype, self._place.device)
-        if adapter is not None and not full_checkpoint:
-            attach_adapter(self.model, adapter)
-            merge_lora(self.model)
-        self.model.eval().requires_grad_(False)
-        self.info = EngineInfo(
-            engine="torch",
-            device=self._place.device.type,
-            dtype=self._place.dtype_name,
-            dtype_reason=self._place.reason,
-            num_parameters=sum(p.numel() for p in self.model.parameters()),
-            num_trainable=0,
-            context_length=load.context_length(self.model),
-            versions=load.versions(),
-        )
+    def __init__(self, model: Any, place: load.Placement, info: EngineInfo) -> None:
+        self.model, self._place, self.info = model, place, info
 
     def generate(
         self, prompt_ids: list[int], sampling: Sampling, stop_ids: frozenset[int]
@@ -125,6 +96,43 @@ class TorchGenerateEngine:
         for tensor in tensors:
             seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return sum(seen.values())
+
+
+class TorchGenerateEngine(TorchAnswers):
+    """A model of its own. An adapter is merged into the weights when loaded."""
+
+    def __init__(
+        self,
+        model_path: Path,
+        adapter: Path | None,
+        *,
+        dtype: str = "auto",
+        kv_bits: int | None = None,
+    ) -> None:
+        if kv_bits is not None:
+            raise ConfigError.one(
+                "kv_bits",
+                "the torch engine keeps its cache in the model's own type; use engine mlx, or none",
+            )
+        place = load.choose_placement(dtype)
+        full_checkpoint = adapter is not None and adapter.is_dir()
+        source = adapter if adapter is not None and full_checkpoint else model_path
+        model = load.load_model(source, place.dtype, place.device)
+        if adapter is not None and not full_checkpoint:
+            attach_adapter(model, adapter)
+            merge_lora(model)
+        model.eval().requires_grad_(False)
+        info = EngineInfo(
+            engine="torch",
+            device=place.device.type,
+            dtype=place.dtype_name,
+            dtype_reason=place.reason,
+            num_parameters=sum(p.numel() for p in model.parameters()),
+            num_trainable=0,
+            context_length=load.context_length(model),
+            versions=load.versions(),
+        )
+        super().__init__(model, place, info)
 
 
 def without_repeats(logits: Tensor, sampling: Sampling, said: Tensor) -> Tensor:

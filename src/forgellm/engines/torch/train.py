@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from forgellm.engines.checkpoint_files import OPTIMIZER_FILE, RNG_FILE
 from forgellm.engines.layers import last_blocks
 from forgellm.engines.process_group import Alone
 from forgellm.engines.torch import adapters, load, memory
+from forgellm.engines.torch.generate import TorchAnswers
 from forgellm.engines.torch.lora import add_lora
 from forgellm.engines.torch.scoring import loss_sum, prove_packing
 from forgellm.errors import CheckpointCorrupt
@@ -67,10 +69,13 @@ class TorchTrainEngine:
                 self._update(learning_rate)
 
     def _loss_sum(self, batch: Batch) -> Tensor:
+        with self._compute_type():
+            return loss_sum(self.model, batch, self._place.device, self._place.dtype)
+
+    def _compute_type(self) -> torch.autocast:
         device, dtype = self._place.device, self._place.dtype
-        autocast = self._lora is None and dtype != torch.float32
-        with torch.autocast(device.type, dtype=dtype, enabled=autocast):
-            return loss_sum(self.model, batch, device, dtype)
+        enabled = self._lora is None and dtype != torch.float32
+        return torch.autocast(device.type, dtype=dtype, enabled=enabled)
 
     def _update(self, learning_rate: float) -> None:
         """Divide by the tokens of all micro-batches, so that accumulation equals the big batch."""
@@ -115,6 +120,15 @@ class TorchTrainEngine:
         finally:
             self.model.train()
         return total / num_tokens if num_tokens else float("nan")
+
+    @contextmanager
+    def evaluating(self) -> Iterator[TorchAnswers]:
+        self.model.eval()
+        try:
+            with self._compute_type():
+                yield TorchAnswers(self.model, self._place, self.info)
+        finally:
+            self.model.train()
 
     def rehearse(self, batch: Batch) -> int:
         """Forward and backward on `batch`, then as if nothing had happened; see the protocol."""

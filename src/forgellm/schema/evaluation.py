@@ -1,0 +1,67 @@
+"""What a model knows and how well it predicts, as it is kept in a run's folder and served."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+
+class ProbeFigures(BaseModel):
+    """One probe file, measured once."""
+
+    file: str = Field(examples=["dataset/questions.json"])
+    fingerprint: str = Field(description="Of the file's contents; other probes have another.")
+    num_probes: int
+    accuracy: float = Field(description="Share answered right, 0 to 1.")
+    standard_error: float
+    accuracy_low: float = Field(description="Lower end of the 95 % interval (Wilson).")
+    accuracy_high: float
+    confidence: float | None = Field(
+        description="Mean probability of the right ending among the given ones; null without any."
+    )
+    right: str = Field(description="A character a probe, in the file's order: 1 right, 0 wrong.")
+    noise_floor: float | None = Field(
+        default=None, description="How far two measurements of the untouched model differed."
+    )
+    change: float | None = Field(default=None, description="Of the accuracy since the start.")
+    change_standard_error: float | None = Field(
+        default=None, description="Of the change, probe by probe."
+    )
+
+
+class GeneralFigures(BaseModel):
+    """One file or folder of general text, measured once. Losses in nats per token."""
+
+    file: str = Field(examples=["shipped"])
+    fingerprint: str
+    num_documents: int
+    num_tokens: int
+    loss: float | None = Field(description="Mean over all tokens; null where it is not finite.")
+    standard_error: float | None = Field(description="Over documents; null for fewer than two.")
+    losses: list[float | None] = Field(description="Of each document.")
+    noise_floor: float | None = Field(
+        default=None, description="How far two measurements of the untouched model differed."
+    )
+    change: float | None = Field(default=None, description="Of the loss since the start.")
+    change_standard_error: float | None = Field(
+        default=None, description="Of the change, document by document."
+    )
+
+
+class EvaluationLine(BaseModel):
+    """A line of `evaluations.jsonl`: the model as it was at an iteration."""
+
+    iteration: int
+    probes: list[ProbeFigures]
+    general: list[GeneralFigures]
+    seconds: float
+    timestamp: str
+
+
+class SampleLine(BaseModel):
+    """A line of `samples.jsonl`: a prompt's likeliest answer at an iteration."""
+
+    iteration: int
+    prompt: str
+    answer: str
+    finish_reason: str
+    timestamp: str
