@@ -27,7 +27,8 @@ from forgellm.runs.store import Run, create_run
 from forgellm.schema.recipe import parse_recipe
 from forgellm.schema.run import RunState
 from forgellm.web.api.model_proxy import ModelServer
-from forgellm.web.app import STATIC, create_app
+from forgellm.web.app import create_app
+from forgellm.web.pages import STATIC
 from forgellm.web.events import LiveEvents
 from forgellm.web.jobs import Job, JobRunner
 from forgellm.web.outbox import MAX_PENDING_EVENTS, MAX_QUEUED_PACKETS, Outbox

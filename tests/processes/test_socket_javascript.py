@@ -17,7 +17,7 @@ from forgellm.paths import Workspace
 from forgellm.runs.metrics import read_lines
 from forgellm.runs.store import active_run, find_run
 from forgellm.supervisor import stop_training
-from forgellm.web.app import STATIC
+from forgellm.web.pages import STATIC
 from serving import PATIENCE_SECONDS, eventually
 from tiny_workspace import build_tiny_workspace
 from web_process import WebServer

@@ -11,6 +11,7 @@ from forgellm.schema.request import Request
 
 _ID_PART = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 
+JobKind = Literal["publish_checkpoint", "download", "demo"]
 JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
@@ -73,7 +74,7 @@ class JobStarted(Reply):
 
 class JobItem(Item):
     job_id: str
-    kind: Literal["publish_checkpoint", "download"]
+    kind: JobKind
     status: JobStatus
     progress: float = Field(ge=0, le=1)
     message: str

@@ -144,6 +144,10 @@ class ForgeLLMClient(RunRoutes):
         body = {"model_name": model_name, "revision": revision}
         return self._post("/api/models/download", body)
 
+    def prepare_demo(self) -> Reply:
+        """Bring the demo's model and documents; the job's result has the recipe to start."""
+        return self._post("/api/demo/prepare")
+
     # Jobs: downloads and publishing
 
     def list_jobs(self) -> Reply:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
-from starlette.responses import HTMLResponse
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -16,10 +17,12 @@ from forgellm import __version__, envelope
 from forgellm.guard import Guard, GuardSettings
 from forgellm.paths import Workspace
 from forgellm.supervisor import Supervisor
+from forgellm.web import pages
 from forgellm.web.api import (
     checkpoints,
     dashboard,
     datasets,
+    demo,
     estimate,
     filesystem,
     health,
@@ -35,10 +38,7 @@ from forgellm.web.api import (
 )
 from forgellm.web.events import LiveEvents
 from forgellm.web.jobs import JobRunner
-from forgellm.web.pages import docs_page, home_page
 from forgellm.web.run_status import RunStatus
-
-STATIC = Path(__file__).parent / "static"
 
 
 def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: str) -> ASGIApp:
@@ -77,17 +77,24 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
     app.include_router(publishing.make_router(workspace, job_runner))
     app.include_router(jobs.make_router(job_runner))
     app.include_router(hub.make_router(workspace, job_runner))
+    app.include_router(demo.make_router(workspace, job_runner))
     app.include_router(model_proxy.make_router(model_server))
 
     app.mount("/socket.io", events.app)
-    app.mount("/static", StaticFiles(directory=STATIC))
-
-    @app.get("/", include_in_schema=False)
-    def home() -> HTMLResponse:
-        return HTMLResponse(home_page(run_status.status()))
+    app.mount("/static", GZipMiddleware(_UncachedFiles(directory=pages.STATIC)))
+    app.include_router(pages.make_router())
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
-        return HTMLResponse(docs_page(app.openapi()))
+        return HTMLResponse(pages.docs_page(app.openapi()))
 
     return Guard(app, settings)
+
+
+class _UncachedFiles(StaticFiles):
+    """A browser asks each time whether a file has changed, so that an upgrade is seen at once."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response

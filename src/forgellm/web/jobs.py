@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 from forgellm.errors import Conflict, ForgeError, NotFound, Unavailable
 from forgellm.paths import iso_utc
-from forgellm.schema.publishing import JobItem, JobStatus
+from forgellm.schema.publishing import JobItem, JobKind, JobStatus
 
-JobKind = Literal["publish_checkpoint", "download"]
 Lane = Literal["heavy", "download"]
 Listener = Callable[[dict[str, Any]], None]
 

@@ -1,50 +1,48 @@
-"""The two pages of the web server: what runs now, and what can be called."""
+"""The pages of the web server: the application at every address of a view, and the API's at /docs."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from html import escape
+from pathlib import Path
 from typing import Any
 
-_PAGE = """<!doctype html>
+from fastapi import APIRouter
+from starlette.responses import HTMLResponse
+
+STATIC = Path(__file__).parent / "static"
+VIEWS = ("train", "runs", "compare", "chat", "models", "data")
+
+_DOCS_PAGE = """<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>ForgeLLM</title>{head}</head>
+<head><meta charset="utf-8"><title>ForgeLLM API</title>
+<link rel="stylesheet" href="/static/vendor/swagger-ui.css">
+<script defer src="/static/vendor/swagger-ui-bundle.js"></script>
+<script defer src="/static/docs.js"></script></head>
 <body>
-<h1>ForgeLLM</h1>
+<h1>ForgeLLM API</h1>
 {body}
 </body>
 </html>
 """
-_SWAGGER = (
-    '<link rel="stylesheet" href="/static/vendor/swagger-ui.css">'
-    '<script defer src="/static/vendor/swagger-ui-bundle.js"></script>'
-    '<script defer src="/static/docs.js"></script>'
-)
-_SHOWN = (
-    "training_id",
-    "phase",
-    "current_iteration",
-    "max_iterations",
-    "current_loss",
-    "validation_loss",
-    "tokens_per_second",
-    "eta_minutes",
-    "output_dir",
-)
 
 
-def home_page(status: dict[str, Any]) -> str:
-    """What trains, or trained last."""
-    if status["training_id"] is None:
-        run = "<p>Nothing has been trained in this workspace yet.</p>"
-    else:
-        title = "Training now" if status["is_training"] else "Last training"
-        rows = [(name, status[name]) for name in _SHOWN if status[name] is not None]
-        run = f"<h2>{title}</h2>\n{_table(rows)}"
-    links = (
-        '<p><a href="/docs">What this server can be asked</a>,'
-        ' <a href="/api/health">its health</a></p>'
-    )
-    return _PAGE.format(head="", body=f"{run}\n{links}")
+def make_router() -> APIRouter:
+    """Every view has an address of its own, and what is at it is decided in the browser."""
+    router = APIRouter(include_in_schema=False)
+    page = (STATIC / "index.html").read_text("utf-8")
+    headers = {"content-security-policy": _policy(page), "cache-control": "no-cache"}
+
+    def view(rest: str = "") -> HTMLResponse:
+        return HTMLResponse(page, headers=headers)
+
+    router.get("/")(view)
+    for name in VIEWS:
+        router.get(f"/{name}")(view)
+        router.get(f"/{name}/{{rest:path}}")(view)
+    return router
 
 
 def docs_page(openapi: dict[str, Any]) -> str:
@@ -59,7 +57,21 @@ def docs_page(openapi: dict[str, Any]) -> str:
     ]
     links = '<p>With all fields and their ranges: <a href="/openapi.json">openapi.json</a></p>'
     listed = f"<noscript><h2>Routes</h2>\n{_table(rows)}\n</noscript>{links}"
-    return _PAGE.format(head=_SWAGGER, body=f'<div id="api"></div>\n{listed}')
+    return _DOCS_PAGE.format(body=f'<div id="api"></div>\n{listed}')
+
+
+def _policy(page: str) -> str:
+    """Scripts from here alone, the one inline script (the import map) by its hash, and no text
+    becomes markup unless DOMPurify has made it (https://w3c.github.io/trusted-types)."""
+    import_map = re.search(r'<script type="importmap">(.*?)</script>', page, re.DOTALL)
+    assert import_map is not None
+    digest = base64.b64encode(hashlib.sha256(import_map[1].encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self';"
+        " img-src 'self' data: blob:; connect-src 'self'; frame-ancestors 'none';"
+        " base-uri 'none'; form-action 'self';"
+        " require-trusted-types-for 'script'; trusted-types dompurify"
+    )
 
 
 def _table(rows: list[tuple[str, Any]]) -> str:

@@ -229,6 +229,11 @@
             return this.#post('/api/models/download', { model_name: modelName, revision });
         }
 
+        /** Bring the demo's model and documents; the job's result has the recipe to start. */
+        prepareDemo() {
+            return this.#post('/api/demo/prepare');
+        }
+
         // Jobs: downloads and publishing
 
         listJobs() {

@@ -1,0 +1,39 @@
+/** The REST API of the server this page came from. Failures are thrown as ForgeLLMError. */
+import { ForgeLLMClient, ForgeLLMError } from '/static/forgellm-client.mjs';
+
+export { ForgeLLMError };
+
+/** One method per route; see forgellm-client.js. */
+export const api = new ForgeLLMClient('', { throwErrors: true });
+
+/** A route that the client has no method for. `body` is sent as JSON. */
+export async function request(path, { method = 'GET', body, signal } = {}) {
+    const init = { method, signal };
+    if (body !== undefined) {
+        init.headers = { 'Content-Type': 'application/json' };
+        init.body = JSON.stringify(body);
+    }
+    const response = await fetch(path, init);
+    const reply = await response.json();
+    if (!reply.success) throw new ForgeLLMError(reply);
+    return reply;
+}
+
+/**
+ * Anything that was thrown, as an error to show. The browser's own words for a server that is not
+ * there ("Failed to fetch") help nobody.
+ * @param {any} error
+ * @returns {{message: string, code: string, suggestion: string, details: Record<string, any>}}
+ */
+export function shown(error) {
+    if (error instanceof ForgeLLMError) return error;
+    if (error instanceof TypeError && /fetch|network|load failed/i.test(error.message)) {
+        return {
+            message: 'The server does not answer',
+            code: 'SERVER_UNREACHABLE',
+            suggestion: 'Start it again with: forgellm start. Runs go on without it.',
+            details: {},
+        };
+    }
+    return { message: String(error?.message ?? error), code: '', suggestion: '', details: {} };
+}
