@@ -28,10 +28,10 @@ from forgellm.schema.recipe import parse_recipe
 from forgellm.schema.run import RunState
 from forgellm.web.api.model_proxy import ModelServer
 from forgellm.web.app import create_app
-from forgellm.web.pages import STATIC
 from forgellm.web.events import LiveEvents
 from forgellm.web.jobs import Job, JobRunner
 from forgellm.web.outbox import MAX_PENDING_EVENTS, MAX_QUEUED_PACKETS, Outbox
+from forgellm.web.pages import STATIC
 from forgellm.web.run_feed import MAX_BACKFILL
 from serving import eventually, served
 from socket_listener import Listener, async_eventually, listening
