@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chat_templates import FAMILIES
+from forgellm.data.chat import template as template_module
 from forgellm.data.chat.rows import Conversation, RowRefused, conversation_of
 from forgellm.data.chat.template import ChatTemplate, TemplateRefused
 from forgellm.data.chat.tokens import LossOn, chat_tokens
@@ -275,12 +276,18 @@ def test_a_text_that_spells_the_end_of_a_turn_is_learned_whole(families: Familie
         "{% for m in messages %}{{ m.content * 99999999 }}{% endfor %}",
         "{{ 9 ** 99999999 }}",
         "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'xxxxxxxxxxxxxxxx' }}{% endfor %}{% endfor %}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for a in range(99999) recursive %}{{ loop(range(99999)) }}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
         "{{ messages.__class__.__mro__ }}",
         "{% for m in messages %}",
         "{{ cycler.__init__.__globals__.os.system('true') }}",
     ],
 )
-def test_hostile_templates_are_refused(families: Families, source: str) -> None:
+def test_hostile_templates_are_refused(
+    families: Families, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_module, "MAX_SECONDS", 0.3)
     tokenizer, _ = families["chatml"]
     with pytest.raises(TemplateRefused):
         ChatTemplate(tokenizer, source).render([Q1, A1], for_answer=False)

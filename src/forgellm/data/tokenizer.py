@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -92,12 +93,27 @@ class Tokenizer:
         ids: list[int] = self._template.encode(text, add_special_tokens=False).ids
         return ids
 
+    def spells_control_tokens(self, text: str) -> bool:
+        """Whether `encode_template` would find control tokens in the text."""
+        if self._spelled is not None and not self._spelled.search(text):
+            return False  # without encoding it twice
+        return self.encode_template(text) != self.encode(text)
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return str(self._plain.decode(list(ids), skip_special_tokens=skip_special))
 
     @cached_property
     def _template(self) -> tokenizers.Tokenizer:
         return self._build(plain=False)
+
+    @cached_property
+    def _spelled(self) -> re.Pattern[str] | None:
+        """Finds what may become a control token; None where that depends on a normalizer."""
+        tokens = self._plain.get_added_tokens_decoder().values()
+        special = [token for token in tokens if token.special]
+        if any(token.normalized for token in special):
+            return None
+        return re.compile("|".join(re.escape(token.content) for token in special) or "(?!)")
 
     def _build(self, *, plain: bool) -> tokenizers.Tokenizer:
         # Two instances rather than one switched back and forth, which threads would trip over.
