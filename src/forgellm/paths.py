@@ -34,6 +34,11 @@ class Workspace:
         return self.models / "published"
 
     @property
+    def merged_models(self) -> Path:
+        """Models that runs started from, made of a model and an earlier run's checkpoint."""
+        return self.models / "merged"
+
+    @property
     def datasets(self) -> Path:
         return self.root / "dataset"
 

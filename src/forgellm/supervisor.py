@@ -27,6 +27,7 @@ from forgellm.errors import (
 from forgellm.paths import Workspace, iso_utc
 from forgellm.runs.checkpoints import newest_verified
 from forgellm.runs.last_words import cause_of_death
+from forgellm.runs.lineage import waits_for, with_base_run
 from forgellm.runs.lock import LOCK_FD_VARIABLE, RunLock, file_lock, holder
 from forgellm.runs.store import Run, active_run, create_run, run_folders
 from forgellm.schema.recipe import Recipe
@@ -48,9 +49,11 @@ def start_training(
 ) -> Run:
     """Create a run and start its trainer; with `recipe.queue`, let it wait its turn.
 
-    Raises TrainingAlreadyRunning, ConfigError, DiskFull.
+    Raises TrainingAlreadyRunning, ConfigError, DiskFull, and for a base run RunNotFound and
+    CheckpointNotFound.
     """
     with _start_lock(workspace):
+        recipe = with_base_run(recipe, workspace, may_wait=recipe.queue)
         if recipe.queue:
             run = create_run(workspace, recipe, max_seq_length, phase="queued")
             _start_next(workspace, command)
@@ -75,9 +78,13 @@ def resume_training(workspace: Workspace, run: Run, *, command: Sequence[str] = 
 def claim_new_run(
     workspace: Workspace, recipe: Recipe, *, max_seq_length: int
 ) -> tuple[Run, RunLock]:
-    """A new run and its lock, for training in this very process. Raises TrainingAlreadyRunning."""
+    """A new run and its lock, for training in this very process.
+
+    Raises TrainingAlreadyRunning, and for a base run RunNotFound, CheckpointNotFound, ConfigError.
+    """
     with _start_lock(workspace):
         _refuse_second(workspace)
+        recipe = with_base_run(recipe, workspace, may_wait=False)
         run = create_run(workspace, recipe, max_seq_length)
         return run, RunLock(run.folder).acquire()
 
@@ -222,13 +229,18 @@ def _require_checkpoint(run: Run) -> None:
 
 
 def _start_next(workspace: Workspace, command: Sequence[str]) -> None:
-    """Launch the longest-waiting queued run if none is training. The start lock must be held."""
+    """Launch the longest-waiting queued run if none is training. The start lock must be held.
+
+    One that starts from a run which is not complete stays in the queue: that may be continued.
+    """
     queued = []
     for run in run_folders(workspace):
         if run.is_alive():
             return
         if run.written_state().phase == "queued":
             with suppress(RunNotFound):
+                if waits_for(run) is not None:
+                    continue
                 queued.append((run.record().created_at, run.name, run))
     if queued:
         launch(min(queued)[2], command=command)

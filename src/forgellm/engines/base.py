@@ -119,6 +119,12 @@ class TrainEngine(Protocol):
     def save_optimizer(self, folder: Path) -> list[str]:
         """Write optimiser moments and random state into `folder`; returns the names written."""
 
+    def load_weights(self, weights: Path) -> None:
+        """Begin with what another run's `save_weights` wrote, and a fresh optimiser.
+
+        Raises UnsupportedModel, CheckpointCorrupt.
+        """
+
     def restore(self, weights: Path, optimizer_folder: Path) -> None:
         """Continue from what `save_weights` and `save_optimizer` wrote."""
 

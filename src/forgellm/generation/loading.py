@@ -9,9 +9,11 @@ from pathlib import Path
 from forgellm.catalog import ModelFolder, find_model
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import GenerateEngine
-from forgellm.errors import CheckpointNotFound, ModelNotFound, PathNotFound
+from forgellm.engines.merged_model import model_of
+from forgellm.errors import CheckpointNotFound, InvalidRequest, ModelNotFound, PathNotFound
 from forgellm.paths import Workspace
 from forgellm.runs.checkpoints import best_checkpoint
+from forgellm.runs.lineage import merged_ancestor
 from forgellm.runs.store import open_run
 from forgellm.schema.generation import LoadRequest
 
@@ -40,12 +42,15 @@ def find_source(
     """The files to open, found but not read.
 
     With `allow_absolute` (only for paths typed by the user of this machine) also outside the
-    workspace, relative to the current directory. Raises ModelNotFound or CheckpointNotFound.
+    workspace, relative to the current directory. The adapter of a run that began with a merged
+    checkpoint stands on that merged model, under the name of the model that it was made of.
+    Raises ModelNotFound, CheckpointNotFound, InvalidRequest, and what `model_of` raises.
     """
-    model = _find_model(request.model_name, workspace, allow_absolute).path
-    adapter = None
+    adapter = own_model = None
     if request.adapter_path:
         adapter = find_weights(request.adapter_path, workspace, allow_absolute=allow_absolute)
+        own_model = _merged_model_under(adapter, request, workspace)
+    model = own_model or _find_model(request.model_name, workspace, allow_absolute).path
     return Source(model, adapter, request.engine, request.dtype, request.kv_bits)
 
 
@@ -81,6 +86,26 @@ def base_model_of(weights: Path, workspace: Workspace) -> str | None:
     if not (weights.parent / "run.json").is_file():
         return None
     return open_run(workspace, weights.parent).record().recipe.model_name
+
+
+def _merged_model_under(adapter: Path, request: LoadRequest, workspace: Workspace) -> Path | None:
+    """The model that a run which began with a merged checkpoint was trained on; None for others.
+
+    Raises InvalidRequest where another model is asked for: the adapter would mean nothing there.
+    """
+    if not (adapter.parent / "run.json").is_file():
+        return None
+    record = open_run(workspace, adapter.parent).record()
+    if merged_ancestor(record.lineage) is None:
+        return None
+    model = model_of(record, workspace, request.engine)
+    if request.model_name not in (record.recipe.model_name, model.name):
+        raise InvalidRequest(
+            f"This run was trained on {record.recipe.model_name} with an earlier run merged into it",
+            suggestion=f'Give "{record.recipe.model_name}" as the model.',
+            details={"run": record.name},
+        )
+    return model.path
 
 
 def open_source(source: Source) -> tuple[GenerateEngine, Tokenizer]:

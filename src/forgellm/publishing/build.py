@@ -10,33 +10,31 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
 
-from forgellm import hardware
-from forgellm.atomic import read_json, storage_error, storage_errors, sync, sync_tree
+from forgellm.atomic import storage_errors, sync, sync_tree, write_json
 from forgellm.catalog import ModelFolder, find_model
-from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME, Tokenizer
+from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import Agreement, FuseEngine
+from forgellm.engines.merged_model import model_of, require_disk, write_merged
 from forgellm.engines.registry import load_fuse_engine
-from forgellm.errors import CheckpointCorrupt, DiskTooSmall, ForgeError
-from forgellm.paths import utc_now
+from forgellm.errors import ForgeError, ModelNotFound
+from forgellm.paths import Workspace, utc_now
 from forgellm.publishing.dashboard_png import DASHBOARD_NAME, draw_dashboard
 from forgellm.publishing.model_card import model_card
 from forgellm.publishing.publish import OnProgress, Published
 from forgellm.runs.checkpoints import Checkpoint, verify
+from forgellm.runs.lineage import lineage_from
 from forgellm.runs.lock import file_lock
 from forgellm.runs.store import Run
-from forgellm.schema.recipe import Recipe
-from forgellm.schema.run import RunRecord
+from forgellm.schema.run import Ancestor, RunRecord
 
 # Rounding merged weights to bfloat16 costs about 0.001 nats; another checkpoint is far beyond this.
 MIN_TOP1_AGREEMENT = 0.95
 MAX_MEAN_KL = 0.02
 
 RECIPE_NAME = "recipe.yaml"
+LINEAGE_NAME = "lineage.json"
 _STAGING = ".tmp-publish-"
-_COPIED = ("*.json", "*.jinja", "*.tiktoken", "*.model", "vocab.txt", "merges.txt", "LICEN[CS]E*")
-_NOT_COPIED = {"config.json", "adapter_config.json", "model.safetensors.index.json"}
 _PROMPTS, _PROMPT_TOKENS = 6, 64
 # What the address of a webhook holds may be secret, and a queue is of no use to others.
 _PRIVATE_FIELDS = {"webhook_url", "queue"}
@@ -47,13 +45,12 @@ def build_published(run: Run, checkpoint: Checkpoint, on_progress: OnProgress) -
     record = run.record()
     on_progress(0.0, "checking the checkpoint")
     verify(checkpoint)
-    base = find_model(record.recipe.model_name, run.workspace, allow_absolute=True)
-    _require_own_settings(run, checkpoint, record.recipe)
+    base = model_of(record, run.workspace, record.recipe.engine)
     published = run.workspace.published_models
     with storage_errors("the published model"), file_lock(published / ".publish.lock"):
         for leftover in published.glob(f"{_STAGING}*"):
             shutil.rmtree(leftover)
-        _require_disk(published, base)
+        require_disk(published, base, "published")
         with TemporaryDirectory(prefix=_STAGING, dir=published) as staging:
             model = Path(staging) / "model"
             model.mkdir()
@@ -93,69 +90,56 @@ def _write_model(
     """Everything the published folder holds, compared with what it was made of."""
     record = run.record()
     engine = load_fuse_engine(record.recipe.engine)
-    try:
-        engine.fuse(
-            base.path,
-            checkpoint.weights,
-            out,
-            lambda done: on_progress(0.05 + 0.5 * done, "merging the weights"),
-        )
-    except SafetensorError as error:  # how a full disk shows there
-        raise storage_error("the published model", error) from error
-    verify(checkpoint)  # it may have been replaced while it was read
-    _copy_companions(base.path, out)
-    if (run.folder / CHAT_TEMPLATE_NAME).is_file():  # what the run's conversations were read with
-        shutil.copyfile(run.folder / CHAT_TEMPLATE_NAME, out / CHAT_TEMPLATE_NAME)
+    write_merged(
+        engine,
+        base.path,
+        run,
+        checkpoint,
+        out,
+        lambda done: on_progress(0.05 + 0.5 * done, "merging the weights"),
+    )
     on_progress(0.6, "comparing with the base model and its checkpoint")
     agreement = _compare(engine, base.path, checkpoint.weights, out)
     on_progress(0.9, "drawing the dashboard and writing the model card")
     draw_dashboard(run, out / DASHBOARD_NAME)
-    recipe = recipe_yaml(record, base)
+    origin = origin_of(record, base, run.workspace)
+    recipe = recipe_yaml(record, origin)
     (out / RECIPE_NAME).write_text(recipe, encoding="utf-8")
-    card = model_card(run, checkpoint, base, name, figures_of(agreement), recipe)
+    descent = lineage_from(run, checkpoint, "merged")
+    write_json(out / LINEAGE_NAME, lineage_json(origin, descent))
+    card = model_card(run, descent, checkpoint, origin, name, figures_of(agreement), recipe)
     (out / "README.md").write_text(card, encoding="utf-8")
     return agreement
 
 
-def recipe_yaml(record: RunRecord, base: ModelFolder) -> str:
+def origin_of(record: RunRecord, base: ModelFolder, workspace: Workspace) -> ModelFolder:
+    """The model that all began with; `base` itself where that is gone, or no run came between."""
+    if not record.lineage:
+        return base
+    try:
+        return find_model(record.recipe.model_name, workspace, allow_absolute=True)
+    except ModelNotFound:
+        return base
+
+
+def recipe_yaml(record: RunRecord, origin: ModelFolder) -> str:
     """The run's recipe, to be trained again with `forgellm train --config`."""
     fields = record.recipe.model_dump(mode="json", exclude_none=True, exclude=_PRIVATE_FIELDS)
-    # A folder given by its place on this machine is named by its last part alone.
-    fields["model_name"] = Path(base.name).name if Path(base.name).is_absolute() else base.name
+    fields["model_name"] = _shown(origin)
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
 
-def _require_own_settings(run: Run, checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """The adapter's scale is not in the checkpoint's manifest, but it follows from the recipe."""
-    if checkpoint.weights.is_dir():
-        return
-    config = read_json(run.folder / "adapter_config.json") or {}
-    found = config.get("lora_parameters", {})
-    scale = (recipe.lora_alpha or 2.0 * recipe.lora_rank) / recipe.lora_rank
-    expected = (recipe.fine_tune_type, recipe.lora_rank, scale)
-    if (config.get("fine_tune_type"), found.get("rank"), found.get("scale")) != expected:
-        raise CheckpointCorrupt(
-            "adapter_config.json does not agree with the run's recipe",
-            suggestion="Restore it from a copy of the run.",
-            details={"run": run.name, "file": "adapter_config.json"},
-        )
+def lineage_json(origin: ModelFolder, descent: list[Ancestor]) -> dict[str, Any]:
+    """What the model was made of: the base model, then each checkpoint, its own last."""
+    return {
+        "base_model": _shown(origin),
+        "checkpoints": [item.model_dump(mode="json") for item in descent],
+    }
 
 
-def _require_disk(folder: Path, base: ModelFolder) -> None:
-    needed, free = base.facts.size_bytes, hardware.disk_free_bytes(folder)
-    if needed > free:
-        raise DiskTooSmall(
-            f"The published model takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
-            suggestion="Free disk space.",
-        )
-
-
-def _copy_companions(base: Path, out: Path) -> None:
-    """Tokenizer, chat template, generation settings and licence, as the base has them."""
-    for pattern in _COPIED:
-        for file in base.glob(pattern):
-            if file.is_file() and file.name not in _NOT_COPIED:
-                shutil.copyfile(file, out / file.name)
+def _shown(model: ModelFolder) -> str:
+    """A folder given by its place on this machine is named by its last part alone."""
+    return Path(model.name).name if Path(model.name).is_absolute() else model.name
 
 
 def _compare(engine: FuseEngine, base: Path, weights: Path, out: Path) -> Agreement:

@@ -13,6 +13,7 @@ from forgellm.publishing.dashboard_story import Story, compact, duration, method
 from forgellm.runs.checkpoints import Checkpoint
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe
+from forgellm.schema.run import Ancestor
 
 _TAGS = {"cpt": "continued-pretraining", "ift": "instruction-tuning"}
 _RUN = """\
@@ -40,13 +41,17 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=60)[0]))
 
 def model_card(
     run: Run,
+    descent: list[Ancestor],
     checkpoint: Checkpoint,
     base: ModelFolder,
     name: str,
     verification: dict[str, Any],
     recipe: str,
 ) -> str:
-    """Markdown with the YAML head that the hub reads. `name` is the folder's, `recipe` is YAML."""
+    """Markdown with the YAML head that the hub reads. `name` is the folder's, `recipe` is YAML.
+
+    `descent` are the checkpoints it was made of, its own last.
+    """
     story = read_story(run)
     base_name = base.name.rstrip("/").rsplit("/", 1)[-1]
     parts = [
@@ -56,6 +61,7 @@ def model_card(
         f"into its base model with ForgeLLM {__version__}.\n",
         _table(_facts(story, checkpoint, base)),
         f"![Training dashboard]({DASHBOARD_NAME})\n",
+        *_descent(base_name, descent),
         "## Data\n\n" + _table(_data(story.record.data)),
         "## Is it the checkpoint?\n\n" + _comparison(verification),
         _RUN.replace("{name}", name),
@@ -93,6 +99,18 @@ def _facts(story: Story, checkpoint: Checkpoint, base: ModelFolder) -> list[tupl
     rows.append(("Tokens trained on", f"{tokens:,}" if isinstance(tokens, int) else "unknown"))
     rows.append(("Training time of the run", duration(story.state.training_seconds)))
     return rows
+
+
+def _descent(base_name: str, descent: list[Ancestor]) -> list[str]:
+    """Where more than one run took part: which, in order."""
+    if len(descent) == 1:
+        return []
+    steps = [
+        f"{number}. {_TAGS.get(item.training_type, item.training_type)} on {item.dataset}: "
+        f"iteration {item.iteration:,} of `{item.name}` (weights sha256 `{item.weights_sha256}`)\n"
+        for number, item in enumerate(descent, 1)
+    ]
+    return [f"## Lineage\n\n{base_name}, then:\n\n{''.join(steps)}"]
 
 
 def _data(data: dict[str, Any]) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ A checkpoint exists if and only if its manifest does; that folder is moved into 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -130,6 +131,19 @@ def newest_verified(run_folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except CheckpointCorrupt as error:
             problems.append(error.message)
     return None, problems
+
+
+def weights_sha256(checkpoint: Checkpoint) -> str:
+    """Of the adapters' file, as the manifest has it; of a full checkpoint's files, of their hashes.
+
+    Raises CheckpointCorrupt.
+    """
+    files = read_manifest(checkpoint.folder)["files"]
+    hashes = {n: entry["sha256"] for n, entry in files.items() if not n.startswith("checkpoints/")}
+    if len(hashes) == 1:
+        return str(next(iter(hashes.values())))
+    listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def rank(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:

@@ -12,9 +12,10 @@ from forgellm.atomic import read_json, storage_errors, write_json
 from forgellm.errors import Conflict, RunNotFound
 from forgellm.paths import Workspace, iso_utc
 from forgellm.runs.folder_size import folder_size
+from forgellm.runs.lineage import dependents, merged_name
 from forgellm.runs.lock import file_lock
 from forgellm.runs.manage import exclusive
-from forgellm.runs.store import Run
+from forgellm.runs.store import Run, list_runs
 from forgellm.schema.run import RunRecord
 
 _NOTE = "trashed.json"
@@ -32,7 +33,18 @@ class TrashedRun:
 
 
 def trash_run(run: Run) -> str:
-    """Move a run to the trash and return its name there. Raises RunBusy."""
+    """Move a run to the trash and return its name there.
+
+    Raises RunBusy, and Conflict where later runs start from this one: their merged model may have
+    to be made again.
+    """
+    if later := dependents(run):
+        raise Conflict(
+            f"{len(later)} later runs start from this one" if len(later) > 1
+            else "A later run starts from this one",
+            suggestion="Delete those first, or keep this one.",
+            details={"run": run.name, "later_runs": later[:20]},
+        )  # fmt: skip
     trash = _trash(run.workspace)
     with exclusive(run), file_lock(run.workspace.models / ".trash.lock"):
         with storage_errors("the trash"):
@@ -70,14 +82,29 @@ def restore_run(workspace: Workspace, name: str) -> Run:
 
 
 def empty_trash(workspace: Workspace) -> tuple[int, int]:
-    """Delete for good what is in the trash. Returns how many runs that were, and their bytes."""
+    """Delete for good what is in the trash, and merged models that no run stands on any more.
+
+    Returns how many runs that were, and all bytes.
+    """
     with file_lock(workspace.models / ".trash.lock"):
         folders = _folders(workspace)
-        num_bytes = sum(folder_size(folder).num_bytes for folder in folders)
+        unused = _unused_merged_models(workspace)
+        num_bytes = sum(folder_size(folder).num_bytes for folder in [*folders, *unused])
         with storage_errors("the trash"):
-            for folder in folders:
+            for folder in [*folders, *unused]:
                 shutil.rmtree(folder)
     return len(folders), num_bytes
+
+
+def _unused_merged_models(workspace: Workspace) -> list[Path]:
+    used = {
+        merged_name(item)
+        for run in list_runs(workspace)
+        for item in run.record().lineage
+        if item.mode == "merged"
+    }
+    merged = workspace.merged_models
+    return [path for path in merged.glob("[!.]*") if path.is_dir() and path.name not in used]
 
 
 def _trash(workspace: Workspace) -> Path:

@@ -10,7 +10,7 @@ from forgellm.schema.figures import CheckpointItem, Performance
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.reply import Item, Reply
 from forgellm.schema.request import Request
-from forgellm.schema.run import Phase, RunRecord, RunState
+from forgellm.schema.run import Ancestor, Phase, RunRecord, RunState
 
 
 class CloneRequest(Request):
@@ -45,6 +45,8 @@ class RunItem(Item):
     output_dir: str
     model_name: str
     dataset: str
+    base_run: str | None = Field(description="ID@iteration of the run's checkpoint it starts from.")
+    lineage: list[Ancestor] = Field(description="All it descends from, the oldest first.")
     created_at: str
     phase: Phase
     is_training: bool
@@ -118,6 +120,9 @@ class QueueItem(Item):
     model_name: str
     dataset: str
     max_iterations: int
+    waits_for: str | None = Field(
+        description="training_id of the base run, which is not complete; null where its turn decides."
+    )
     created_at: str
 
 

@@ -47,12 +47,22 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
     """A training request. Fields left out get defaults; `None` means "decided at the start"."""
 
     model_name: str = Field(
-        min_length=1,
+        "",
         max_length=400,
-        description="Base model: a hub id, or a path in the workspace.",
+        description="Base model: a hub id, or a path in the workspace; with base_run, that run's.",
     )
     training_type: Literal["cpt", "ift"] = Field(
         "cpt", description="cpt: continued pre-training on documents. ift: instruction fine-tuning."
+    )
+    base_run: str | None = Field(
+        None,
+        min_length=1,
+        max_length=400,
+        description="Start from this run's checkpoint: its name, id or folder; its best, or @iteration.",
+    )
+    base_run_mode: Literal["merged", "stacked"] = Field(
+        "merged",
+        description="merged: base_run's checkpoint becomes part of the model. stacked: its weights are trained on.",
     )
     dataset: str = Field(min_length=1, max_length=400, description="Name of a folder in dataset/.")
     engine: Literal["auto", "torch", "mlx"] = Field("auto", description="Which library computes.")
@@ -217,6 +227,8 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Recipe:
+        if not self.model_name and self.base_run is None:
+            raise ValueError("model_name: required")
         if self.warmup_steps is not None and self.warmup_steps > self.max_iterations:
             raise ValueError("warmup_steps: must not exceed max_iterations")
         if self.columns and not {"messages"} <= self.columns.keys():

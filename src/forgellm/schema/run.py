@@ -18,6 +18,24 @@ Phase = Literal[
 ACTIVE_PHASES: frozenset[Phase] = frozenset({"preparing", "training", "evaluating", "saving"})
 
 
+class Ancestor(BaseModel):
+    """A checkpoint that a run started from.
+
+    Attributes:
+        name: the run's name at that time; `training_id` stays when a run is renamed.
+        weights_sha256: of the adapters' file; of a full checkpoint's files, of their hashes.
+        mode: how it was used, as in `base_run_mode`.
+    """
+
+    training_id: str
+    name: str
+    training_type: str
+    dataset: str
+    iteration: int
+    weights_sha256: str
+    mode: Literal["merged", "stacked"]
+
+
 class RunRecord(BaseModel):
     """`run.json`: written when the run is created, completed once before its first update."""
 
@@ -33,6 +51,9 @@ class RunRecord(BaseModel):
     device: str | None = None
     dtype: str | None = None
     dtype_reason: str | None = None
+    lineage: list[Ancestor] = Field(
+        default_factory=list, description="The checkpoints it descends from, the oldest first."
+    )
     model: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
     memory: dict[str, Any] = Field(default_factory=dict)

@@ -16,6 +16,7 @@ from forgellm.errors import DiskTooSmall
 from forgellm.evaluation.suite import suite_of
 from forgellm.hardware import GB
 from forgellm.paths import Workspace
+from forgellm.runs.lineage import with_base_run
 from forgellm.schema.recipe import Recipe
 from forgellm.training.estimate import (
     MemoryEstimate,
@@ -43,10 +44,17 @@ def plan_run(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool = Fal
     """Find what the recipe names and check that it fits this machine.
 
     With `allow_absolute` the model may be any folder, as the user of the machine typed it.
-    Raises DatasetNotFound, DataError, and what `plan_compute` raises.
+    Raises ConfigError, ModelNotFound, UnsupportedModel, RunNotFound, CheckpointNotFound,
+    DatasetNotFound, DataError, and what `plan_compute` raises.
     """
     suite_of(recipe, workspace)
-    plan = plan_compute(recipe, workspace, allow_absolute=allow_absolute)
+    engine_name(recipe.engine)
+    require_trackers(recipe.report_to)
+    recipe = with_base_run(recipe, workspace, may_wait=recipe.queue)
+    # The name that comes from an earlier run may be any folder, as that run's recipe may.
+    may_be_anywhere = allow_absolute or recipe.base_run is not None
+    model = find_model(recipe.model_name, workspace, allow_absolute=may_be_anywhere)
+    plan = plan_compute(recipe, model, workspace)
     dataset = find_dataset(workspace, recipe.dataset)
     if recipe.training_type == "ift":
         require_row_files(dataset)
@@ -54,16 +62,9 @@ def plan_run(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool = Fal
     return replace(plan, warnings=warnings)
 
 
-def plan_compute(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool) -> Plan:
-    """The part of a plan that needs no data.
-
-    Raises ConfigError, ModelNotFound, UnsupportedModel, DoesNotFit,
-    DiskTooSmall.
-    """
-    engine_name(recipe.engine)
-    require_trackers(recipe.report_to)
+def plan_compute(recipe: Recipe, model: ModelFolder, workspace: Workspace) -> Plan:
+    """The part of a plan that needs no data. Raises ConfigError, DoesNotFit, DiskTooSmall."""
     recipe = recipe.resolved()
-    model = find_model(recipe.model_name, workspace, allow_absolute=allow_absolute)
     seq_len = resolve_seq_length(recipe, model.facts.context_length)
     _require_disk(workspace.models, model.facts, recipe)
     estimate = _require_memory(recipe, model, seq_len)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +14,14 @@ from forgellm.data.prepare import prepare_data, reopen_prepared
 from forgellm.data.prepared import PreparedData
 from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME, Tokenizer
 from forgellm.engines.base import TrainEngine
+from forgellm.engines.merged_model import model_under
 from forgellm.engines.process_group import is_launched
 from forgellm.engines.registry import engine_name, load_train_engine
 from forgellm.errors import CheckpointNotFound, ConfigError, ForgeError, OutOfMemory, TrainingFailed
 from forgellm.evaluation.suite import Suite, suite_of
 from forgellm.paths import Workspace, iso_utc
 from forgellm.runs import checkpoints
+from forgellm.runs.lineage import merged_ancestor
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import MetricsLine, RunRecord, RunState
@@ -29,6 +32,7 @@ from forgellm.training.loop import Observer, TrainingLoop
 from forgellm.training.plan import Plan, plan_compute
 from forgellm.training.preflight import rehearse
 from forgellm.training.recorder import Recorder, RunRecorder, SilentRecorder
+from forgellm.training.start import Start, find_start
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ class _Ready:
 
     plan: Plan
     engine: TrainEngine
+    tokenizer: Tokenizer
     data: PreparedData
     measured: dict[str, float]
     suite: Suite
@@ -97,14 +102,15 @@ class Session:
     def _train(self, run: Run, resume: bool, followers: Followers) -> RunState:
         record = run.record()
         checkpoint = self._checkpoint_to_resume(run) if resume else None
-        ready = self._make_ready(record.recipe, record.data, run.workspace, run.stop_requested)
+        start = _start_of(record, run, resume)
+        record = record.model_copy(update={"recipe": start.recipe, "lineage": start.lineage})
+        if checkpoint is None:
+            run.write_record(record)  # before the model is merged that it now stands on
+        summary = record.data if resume else {}
+        ready = self._make_ready(start, summary, run.workspace, run.stop_requested)
         if checkpoint is None:
             run.write_record(_completed(record, ready))
-            if (config := ready.engine.adapter_config()) is not None:
-                write_json(run.folder / "adapter_config.json", config)
-            if template := ready.data.summary["chat_template"]:
-                with storage_errors(CHAT_TEMPLATE_NAME):
-                    (run.folder / CHAT_TEMPLATE_NAME).write_text(template, encoding="utf-8")
+            _write_companions(run, start, ready)
         for warning in ready.data.warnings:
             log.warning(warning)
         followers.open_trackers(run.written_state())
@@ -117,16 +123,21 @@ class Session:
 
         Raises what `train` raises.
         """
-        summary = resume_from.record().data if resume_from else {}
+        record = resume_from.record() if resume_from else None
+        summary = record.data if record else {}
         checkpoint = self._checkpoint_to_resume(resume_from) if resume_from else None
         earlier = RunRecorder(resume_from) if resume_from else None
         with kept_awake():
-            ready = self._make_ready(recipe, summary, workspace, lambda: False)
+            if resume_from and record:
+                start = _start_of(record, resume_from, resume=True)
+            else:
+                start = find_start(recipe, workspace)
+            ready = self._make_ready(start, summary, workspace, lambda: False)
             return self._loop(ready, SilentRecorder(earlier), self.observer).run(checkpoint)
 
     def _make_ready(
         self,
-        recipe: Recipe,
+        start: Start,
         summary: dict[str, Any],
         workspace: Workspace,
         stop_requested: Callable[[], bool],
@@ -139,27 +150,36 @@ class Session:
         def should_stop() -> bool:
             return self.stop or stop_requested()
 
-        # Whoever made the run has checked the name; a resume may come from another place.
+        recipe = start.recipe
         _require_engine_of_launcher(recipe.engine)
-        plan = plan_compute(recipe.resolved(), workspace, allow_absolute=True)
         suite = suite_of(recipe, workspace)
+        if merged_ancestor(start.lineage):
+            self.progress("finding or merging the model to start from")
+        model = model_under(recipe, start.lineage, workspace)
+        plan = plan_compute(recipe, model, workspace)
         self.progress("reading and tokenising the documents")
-        data = self._prepare(summary, workspace, plan, should_stop)
+        tokenizer = Tokenizer.load(model.path, start.template_folder)
+        data = self._prepare(summary, workspace, plan, tokenizer, should_stop)
         self.progress("loading the model")
         engine = load_train_engine(plan.recipe, plan.model.path)
+        if start.weights is not None:
+            engine.load_weights(start.weights)
         group = engine.group
         data = data.shared(group.rank, group.size)
         self.progress("rehearsing one step")
         measured = rehearse(engine, data, plan)
         self.progress("training")
-        return _Ready(plan, engine, data, measured, suite, lambda: group.any(should_stop()))
+        return _Ready(
+            plan, engine, tokenizer, data, measured, suite, lambda: group.any(should_stop())
+        )
 
     def _loop(self, ready: _Ready, recorder: Recorder, observer: Observer) -> TrainingLoop:
         recipe, engine, should_stop = ready.plan.recipe, ready.engine, ready.should_stop
         evaluations = None
         if not ready.suite.is_empty:
-            tokenizer = Tokenizer.load(ready.plan.model.path)
-            evaluations = RunEvaluations(ready.suite, engine, tokenizer, recorder, should_stop)
+            evaluations = RunEvaluations(
+                ready.suite, engine, ready.tokenizer, recorder, should_stop
+            )
         return TrainingLoop(
             recorder, recipe, engine, ready.data, should_stop, observer, evaluations
         )
@@ -185,13 +205,13 @@ class Session:
         summary: dict[str, Any],
         workspace: Workspace,
         plan: Plan,
+        tokenizer: Tokenizer,
         should_stop: Callable[[], bool],
     ) -> PreparedData:
         def on_progress(*_: Any) -> None:
             if should_stop():
                 raise _Stopped
 
-        tokenizer = Tokenizer.load(plan.model.path)
         recipe, seq_len = plan.recipe, plan.max_seq_length
         if summary:
             return reopen_prepared(summary, recipe, workspace, tokenizer, seq_len, on_progress)
@@ -202,6 +222,27 @@ def _require_engine_of_launcher(engine: str) -> None:
     """Raises ConfigError where a launcher's processes would not know of each other."""
     if is_launched() and engine_name(engine) != "mlx":
         raise ConfigError.one("engine", "processes of mlx.launch train together with mlx only")
+
+
+def _start_of(record: RunRecord, run: Run, resume: bool) -> Start:
+    """For a resume as it was then, whatever has become of the base run."""
+    if not resume:
+        return find_start(record.recipe, run.workspace)
+    return Start(record.recipe, record.lineage, template_folder=run.folder)
+
+
+def _write_companions(run: Run, start: Start, ready: _Ready) -> None:
+    """What belongs to the run's weights: how to attach them, and the template they know."""
+    if (config := ready.engine.adapter_config()) is not None:
+        if merged_ancestor(start.lineage):
+            config["base_model_name_or_path"] = ready.plan.model.name
+        write_json(run.folder / "adapter_config.json", config)
+    with storage_errors(CHAT_TEMPLATE_NAME):
+        inherited = start.template_folder and start.template_folder / CHAT_TEMPLATE_NAME
+        if template := ready.data.summary["chat_template"]:
+            (run.folder / CHAT_TEMPLATE_NAME).write_text(template, encoding="utf-8")
+        elif inherited and inherited.is_file():
+            shutil.copyfile(inherited, run.folder / CHAT_TEMPLATE_NAME)
 
 
 def _completed(record: RunRecord, ready: _Ready) -> RunRecord:

@@ -112,6 +112,8 @@ def run_item(run: Run) -> RunItem:
         output_dir=run.output_dir,
         model_name=recipe.model_name,
         dataset=recipe.dataset,
+        base_run=recipe.base_run,
+        lineage=record.lineage,
         created_at=record.created_at,
         phase=state.phase,
         is_training=state.phase in ACTIVE_PHASES,

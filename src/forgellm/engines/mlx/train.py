@@ -237,12 +237,15 @@ class MlxTrainEngine:
     def save_optimizer(self, folder: Path) -> list[str]:
         return checkpoint.save_optimizer(self.moments, folder)
 
-    def restore(self, weights: Path, optimizer_folder: Path) -> None:
+    def load_weights(self, weights: Path) -> None:
         if self._lora is not None:
             adapters.copy_into(self.model, read_tensors(weights))
         else:
             checkpoint.restore_model(self.model, weights)
         self.params = self._trainable()
+
+    def restore(self, weights: Path, optimizer_folder: Path) -> None:
+        self.load_weights(weights)
         self.moments = checkpoint.restore_optimizer(self.params, optimizer_folder)
 
     def adapter_config(self) -> dict[str, Any] | None:

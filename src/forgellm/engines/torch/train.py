@@ -169,12 +169,15 @@ class TorchTrainEngine:
         save_file(rng, folder / RNG_FILE)
         return [OPTIMIZER_FILE, RNG_FILE]
 
-    def restore(self, weights: Path, optimizer_folder: Path) -> None:
+    def load_weights(self, weights: Path) -> None:
         if self._lora is not None:
             adapters.copy_into(self.model, adapters.read_adapter(weights))
         else:
             saved = load.load_model(weights, torch.float32, self._place.device)
             self.model.load_state_dict(saved.state_dict())
+
+    def restore(self, weights: Path, optimizer_folder: Path) -> None:
+        self.load_weights(weights)
         try:
             state = load_file(optimizer_folder / OPTIMIZER_FILE)
             rng = load_file(optimizer_folder / RNG_FILE)

@@ -12,6 +12,7 @@ from forgellm.envelope import JsonRoute
 from forgellm.errors import DiskTooSmall, DoesNotFit
 from forgellm.hardware import GB
 from forgellm.paths import Workspace
+from forgellm.runs.lineage import with_base_run
 from forgellm.runs.store import list_runs
 from forgellm.runs.summary import average_tokens_per_second
 from forgellm.schema.figures import DiskItem, EstimateReply, MemoryItem, TimeItem
@@ -32,20 +33,22 @@ def make_router(workspace: Workspace) -> APIRouter:
     @router.post("/estimate", openapi_extra=_RECIPE_BODY)
     def estimate(body: dict[str, Any]) -> EstimateReply:
         """Memory, disk and time of a recipe. What cannot be started at all is an error."""
-        return estimate_run(parse_recipe(body).resolved(), workspace)
+        return estimate_run(parse_recipe(body), workspace)
 
     return router
 
 
 def estimate_run(recipe: Recipe, workspace: Workspace) -> EstimateReply:
     """Raises what `plan_run` raises, but for DoesNotFit and DiskTooSmall, which are the answer."""
+    recipe = with_base_run(recipe, workspace, may_wait=True).resolved()
     warnings: list[str] = []
     problem: DoesNotFit | DiskTooSmall | None = None
     try:
         warnings = plan_run(recipe, workspace).warnings
     except (DoesNotFit, DiskTooSmall) as error:
         problem = error
-    facts = find_model(recipe.model_name, workspace).facts
+    is_inherited = recipe.base_run is not None
+    facts = find_model(recipe.model_name, workspace, allow_absolute=is_inherited).facts
     seq_len = resolve_seq_length(recipe, facts.context_length)
     recipe = recipe.model_copy(update={"max_seq_length": seq_len})
     dtype = compute_dtype(recipe)

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from forgellm.errors import Conflict, RunNotFound
 from forgellm.paths import Workspace
+from forgellm.runs.lineage import waits_for
 from forgellm.runs.store import Run, active_run, find_run, list_runs
 from forgellm.schema.manage import QueueItem, QueueReply, RunChangedReply
 from forgellm.supervisor import stop_training
@@ -60,5 +61,6 @@ def _waiting(run: Run) -> QueueItem | None:
         model_name=record.recipe.model_name,
         dataset=record.recipe.dataset,
         max_iterations=record.recipe.max_iterations,
+        waits_for=waits_for(run),
         created_at=record.created_at,
     )

@@ -1,0 +1,132 @@
+"""A checkpoint and the model it was trained on as one model folder: for publishing, and for runs
+that start from it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from safetensors import SafetensorError
+
+from forgellm import hardware
+from forgellm.atomic import read_json, storage_error, storage_errors, sync, sync_tree
+from forgellm.catalog import ModelFolder, find_model
+from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME
+from forgellm.engines.base import FuseEngine
+from forgellm.engines.registry import load_fuse_engine
+from forgellm.errors import CheckpointCorrupt, DiskTooSmall
+from forgellm.paths import Workspace
+from forgellm.runs.checkpoints import Checkpoint, find_checkpoint, verify, weights_sha256
+from forgellm.runs.lineage import merged_ancestor, merged_name
+from forgellm.runs.lock import file_lock
+from forgellm.runs.store import Run, find_run
+from forgellm.schema.recipe import Recipe
+from forgellm.schema.run import Ancestor, RunRecord
+
+_STAGING = ".tmp-merge-"
+_COPIED = ("*.json", "*.jinja", "*.tiktoken", "*.model", "vocab.txt", "merges.txt", "LICEN[CS]E*")
+_NOT_COPIED = {"config.json", "adapter_config.json", "model.safetensors.index.json"}
+
+
+def model_of(record: RunRecord, workspace: Workspace, engine: str = "auto") -> ModelFolder:
+    """The model that a run's weights belong to; see `model_under`."""
+    recipe = record.recipe.model_copy(update={"engine": engine})
+    return model_under(recipe, record.lineage, workspace)
+
+
+def model_under(recipe: Recipe, lineage: list[Ancestor], workspace: Workspace) -> ModelFolder:
+    """The model that the weights of a run of this lineage belong to.
+
+    That is the one its recipe names or, after a merged base run, the folder in `models/merged/`,
+    which is made (again) where it is missing. Raises ModelNotFound, UnsupportedModel, RunNotFound,
+    CheckpointNotFound, CheckpointCorrupt, DiskTooSmall, DiskFull.
+    """
+    ancestor = merged_ancestor(lineage)
+    if ancestor is None:
+        return find_model(recipe.model_name, workspace, allow_absolute=True)
+    name = merged_name(ancestor)
+    if not (workspace.merged_models / name).is_dir():
+        _make(ancestor, workspace, name, recipe.engine)
+    return find_model(f"{workspace.merged_models.name}/{name}", workspace)
+
+
+def _make(ancestor: Ancestor, workspace: Workspace, name: str, engine: str) -> None:
+    run = find_run(workspace, ancestor.training_id)
+    checkpoint = find_checkpoint(run.folder, ancestor.iteration)
+    verify(checkpoint)
+    if weights_sha256(checkpoint) != ancestor.weights_sha256:
+        raise CheckpointCorrupt(
+            f"Checkpoint {checkpoint.iteration} of {run.name} is not the one that was started from",
+            details={"run": run.name, "iteration": checkpoint.iteration},
+        )
+    base = model_of(run.record(), workspace, engine)
+    merged = workspace.merged_models
+    with storage_errors("the merged model"), file_lock(merged / ".merge.lock"):
+        if (merged / name).is_dir():
+            return
+        for leftover in merged.glob(f"{_STAGING}*"):
+            shutil.rmtree(leftover)
+        require_disk(merged, base, "merged")
+        with TemporaryDirectory(prefix=_STAGING, dir=merged) as staging:
+            model = Path(staging) / "model"
+            model.mkdir()
+            write_merged(load_fuse_engine(engine), base.path, run, checkpoint, model)
+            # One rename, so that the model is there whole or not at all.
+            sync_tree(model)
+            model.rename(merged / name)
+            sync(merged)
+
+
+def write_merged(
+    engine: FuseEngine,
+    base: Path,
+    run: Run,
+    checkpoint: Checkpoint,
+    out: Path,
+    on_progress: Callable[[float], None] = lambda done: None,
+) -> None:
+    """Weights, tokenizer and chat template of the model that the checkpoint makes of its base.
+
+    Raises CheckpointCorrupt, UnsupportedModel, DiskFull.
+    """
+    _require_own_settings(run, checkpoint)
+    try:
+        engine.fuse(base, checkpoint.weights, out, on_progress)
+    except SafetensorError as error:  # how a full disk shows there
+        raise storage_error(out.name, error) from error
+    verify(checkpoint)  # it may have been replaced while it was read
+    for pattern in _COPIED:
+        for file in base.glob(pattern):
+            if file.is_file() and file.name not in _NOT_COPIED:
+                shutil.copyfile(file, out / file.name)
+    if (run.folder / CHAT_TEMPLATE_NAME).is_file():  # what the run's conversations were read with
+        shutil.copyfile(run.folder / CHAT_TEMPLATE_NAME, out / CHAT_TEMPLATE_NAME)
+
+
+def require_disk(folder: Path, base: ModelFolder, kind: str) -> None:
+    """Room for a model of the base's size, or DiskTooSmall."""
+    needed, free = base.facts.size_bytes, hardware.disk_free_bytes(folder)
+    if needed > free:
+        raise DiskTooSmall(
+            f"The {kind} model takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            suggestion="Free disk space.",
+        )
+
+
+def _require_own_settings(run: Run, checkpoint: Checkpoint) -> None:
+    """The adapter's scale is not in the checkpoint's manifest, but it follows from the recipe."""
+    if checkpoint.weights.is_dir():
+        return
+    recipe = run.record().recipe
+    config = read_json(run.folder / "adapter_config.json") or {}
+    found = config.get("lora_parameters", {})
+    scale = (recipe.lora_alpha or 2.0 * recipe.lora_rank) / recipe.lora_rank
+    expected = (recipe.fine_tune_type, recipe.lora_rank, scale)
+    if (config.get("fine_tune_type"), found.get("rank"), found.get("scale")) != expected:
+        raise CheckpointCorrupt(
+            "adapter_config.json does not agree with the run's recipe",
+            suggestion="Restore it from a copy of the run.",
+            details={"run": run.name, "file": "adapter_config.json"},
+        )
