@@ -248,6 +248,26 @@ def test_a_deleted_run_is_in_the_trash_until_restored(web: TestClient, run: Run)
     failed(web.post("/api/trash/restore", json={"name": in_trash}), 404, "RUN_NOT_FOUND")
 
 
+def test_a_deleted_checkpoint_is_gone_and_the_best_of_the_others_takes_its_place(
+    web: TestClient, run: Run
+) -> None:
+    best, *others = answer(web.get(f"/api/runs/{run.name}"))["checkpoints"]
+    route = f"/api/runs/{run.name}/checkpoints"
+    with RunLock(run.folder).acquire():
+        failed(web.delete(f"{route}/{best['iteration']}"), 409, "RUN_BUSY")
+    answer(web.delete(f"{route}/{best['iteration']}"))
+    failed(web.delete(f"{route}/{best['iteration']}"), 404, "CHECKPOINT_NOT_FOUND")
+    left = answer(web.get(f"/api/runs/{run.name}"))["checkpoints"]
+    assert [item["iteration"] for item in left] == [item["iteration"] for item in others]
+    link = run.folder / "adapters.safetensors"
+    assert link.resolve().name == left[0]["path"].split("/")[-1] if left else not link.exists()
+
+
+def test_a_run_without_probes_has_measured_nothing(web: TestClient, run: Run) -> None:
+    found = answer(web.get(f"/api/runs/{run.name}/evaluations"))
+    assert (found["evaluations"], found["samples"]) == ([], [])
+
+
 def test_a_restore_takes_nobodys_place(web: TestClient, run: Run) -> None:
     web.delete(f"/api/runs/{run.name}")
     shutil.copytree(run.workspace.models / ".trash" / run.name, run.folder)

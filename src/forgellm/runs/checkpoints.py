@@ -193,6 +193,12 @@ def prune(run_folder: Path, keep: int) -> list[int]:
     return [checkpoint.iteration for checkpoint in surplus]
 
 
+def delete_checkpoint(run_folder: Path, iteration: int) -> None:
+    """Only the holder of the run's lock may call this. Raises CheckpointNotFound."""
+    _remove(run_folder, find_checkpoint(run_folder, iteration).folder.name)
+    _link_best(run_folder)
+
+
 def _move_into_place(run_folder: Path, staging: Path, stem: str) -> None:
     """Weights first, then the folder with the manifest, each durable before the next."""
     checkpoints = run_folder / "checkpoints"
@@ -211,6 +217,7 @@ def _link_best(run_folder: Path) -> None:
     without: nothing of ours reads it."""
     best = best_checkpoint(run_folder)
     if best is None or best.weights.is_dir():
+        (run_folder / BEST_ADAPTERS).unlink(missing_ok=True)
         return
     link = run_folder / f"{_TEMPORARY}link"
     with contextlib.suppress(OSError):

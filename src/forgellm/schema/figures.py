@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from forgellm.schema.evaluation import EvaluationLine, SampleLine
 from forgellm.schema.reply import Item, Reply
 from forgellm.schema.run import MetricsLine
 
@@ -127,6 +128,11 @@ class EstimateReply(Reply):
     max_seq_length: int
     total_tokens: int = Field(description="Tokens of all updates together.")
     warnings: list[str]
+
+
+class EvaluationsReply(Reply):
+    evaluations: list[EvaluationLine] = Field(description="By iteration; 0 is before training.")
+    samples: list[SampleLine] = Field(description="By iteration, in the order of the prompts.")
 
 
 class LogLine(Item):

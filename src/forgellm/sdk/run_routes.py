@@ -38,6 +38,10 @@ class RunRoutes(Transport):
         """The end of the trainer's log."""
         return self._get(f"/api/runs/{_part(name)}/log", lines=lines)
 
+    def run_evaluations(self, name: str) -> Reply:
+        """What it measured of its model, and what the model answered, at each checkpoint."""
+        return self._get(f"/api/runs/{_part(name)}/evaluations")
+
     def resume_run(self, name: str) -> Reply:
         """Continue it from its newest intact checkpoint."""
         return self._post(f"/api/runs/{_part(name)}/resume")
@@ -53,6 +57,10 @@ class RunRoutes(Transport):
     def delete_run(self, name: str) -> Reply:
         """Move it to the trash."""
         return self._delete(f"/api/runs/{_part(name)}")
+
+    def delete_checkpoint(self, name: str, iteration: int) -> Reply:
+        """For good; the run must not be training."""
+        return self._delete(f"/api/runs/{_part(name)}/checkpoints/{iteration}")
 
     def compare_runs(self, names: Sequence[str]) -> Reply:
         return self._get("/api/compare", runs=",".join(names))

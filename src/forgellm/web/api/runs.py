@@ -8,12 +8,14 @@ from fastapi import APIRouter, Path, Query
 
 from forgellm.envelope import JsonRoute
 from forgellm.paths import Workspace
+from forgellm.runs.checkpoints import delete_checkpoint
+from forgellm.runs.evaluations import read_evaluations, read_samples
 from forgellm.runs.log_tail import tail_log
-from forgellm.runs.manage import clone_recipe, rename_run
+from forgellm.runs.manage import clone_recipe, exclusive, rename_run
 from forgellm.runs.metrics import offset_before, read_lines
 from forgellm.runs.store import Run, find_run, list_runs
 from forgellm.runs.trash import trash_run
-from forgellm.schema.figures import LogLine, LogReply, MetricsReply
+from forgellm.schema.figures import EvaluationsReply, LogLine, LogReply, MetricsReply
 from forgellm.schema.manage import (
     CloneReply,
     CloneRequest,
@@ -71,6 +73,13 @@ def _add_reading(router: APIRouter, workspace: Workspace) -> None:
         """
         return _read_metrics(find_run(workspace, name), offset, since_seq)
 
+    @router.get("/{name}/evaluations")
+    def evaluations(name: RunName) -> EvaluationsReply:
+        """What the run measured of its model before training and at each checkpoint, and the
+        answers it gave to the recipe's `sample_prompts`."""
+        folder = find_run(workspace, name).folder
+        return EvaluationsReply(evaluations=read_evaluations(folder), samples=read_samples(folder))
+
     @router.get("/{name}/log")
     def log(name: RunName, lines: Annotated[int, Query(ge=1, le=5000)] = 200) -> LogReply:
         """The end of the trainer's log."""
@@ -97,6 +106,16 @@ def _add_changing(router: APIRouter, workspace: Workspace) -> None:
     def rename(name: RunName, body: RenameRequest) -> RunChangedReply:
         """Give a run's folder another name. Its training_id stays."""
         return run_changed(rename_run(find_run(workspace, name), body.name), "Run renamed")
+
+    @router.delete("/{name}/checkpoints/{iteration}")
+    def remove_checkpoint(
+        name: RunName, iteration: Annotated[int, Path(ge=0, le=_MAX_NUMBER)]
+    ) -> RunChangedReply:
+        """Delete one checkpoint for good. The run must not be training."""
+        run = find_run(workspace, name)
+        with exclusive(run):
+            delete_checkpoint(run.folder, iteration)
+        return run_changed(run, f"Checkpoint {iteration} deleted")
 
     @router.delete("/{name}")
     def delete(name: RunName) -> TrashedReply:

@@ -122,6 +122,11 @@
             return this.#get(`/api/runs/${part(name)}/log`, { lines });
         }
 
+        /** What it measured of its model, and what the model answered, at each checkpoint. */
+        runEvaluations(name) {
+            return this.#get(`/api/runs/${part(name)}/evaluations`);
+        }
+
         resumeRun(name) {
             return this.#post(`/api/runs/${part(name)}/resume`);
         }
@@ -138,6 +143,11 @@
         /** Move a run to the trash. */
         deleteRun(name) {
             return this.#delete(`/api/runs/${part(name)}`);
+        }
+
+        /** For good; the run must not be training. */
+        deleteCheckpoint(name, iteration) {
+            return this.#delete(`/api/runs/${part(name)}/checkpoints/${part(iteration)}`);
         }
 
         compareRuns(names) {

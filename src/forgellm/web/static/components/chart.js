@@ -5,7 +5,7 @@
  * cursors together and zoom together. A figure that is null is a gap, unless the series is sparse.
  */
 import { html, useEffect, useRef } from '../core/html.js';
-import { figure } from '../core/format.js';
+import { count, figure } from '../core/format.js';
 import { theme } from '../core/settings.js';
 
 // @ts-expect-error a global of vendor/uPlot.iife.min.js
@@ -17,16 +17,16 @@ const NUM_COLORS = 8;
 /**
  * @typedef {{label: string, values: Array<number | null>, color?: number, dashed?: boolean, points?: boolean, faint?: boolean, sparse?: boolean}} Series
  *     `color`: 1 to 8, as theme.css numbers them. `sparse`: few values among nulls, joined by lines.
- * @param {{title: string, x: number[], series: Series[], xLabel?: string, isLog?: boolean, group?: string, height?: number, format?: (value: number) => string, marks?: Array<{x: number, label: string}>}} props
+ * @param {{title: string, x: number[], series: Series[], xLabel?: string, xFormat?: (value: number) => string, isLog?: boolean, group?: string, height?: number, format?: (value: number) => string, marks?: Array<{x: number, label: string}>}} props
  */
-export function Chart({ title, x, series, xLabel = 'iteration', isLog = false, group, height = HEIGHT, format = figure, marks = [] }) {
+export function Chart({ title, x, series, xLabel = 'iteration', xFormat = count, isLog = false, group, height = HEIGHT, format = figure, marks = [] }) {
     const box = useRef(/** @type {HTMLElement | null} */ (null));
     const chart = useRef(/** @type {any} */ (null));
-    const shape = JSON.stringify([series.map((s) => [s.label, s.color, s.dashed, s.points, s.faint, s.sparse]), isLog, group, height, theme.value, marks]);
+    const shape = JSON.stringify([series.map((s) => [s.label, s.color, s.dashed, s.points, s.faint, s.sparse]), isLog, group, height, theme.value, marks, xLabel]);
 
     useEffect(() => {
         const element = /** @type {HTMLElement} */ (box.current);
-        const plot = new UPlot(options({ series, isLog, group, height, format, marks, width: element.clientWidth }), dataOf(x, series), element);
+        const plot = new UPlot(options({ series, isLog, group, height, format, xFormat, marks, width: element.clientWidth }), dataOf(x, series), element);
         chart.current = plot;
         const watcher = new ResizeObserver(() => plot.setSize({ width: element.clientWidth, height }));
         watcher.observe(element);
@@ -39,14 +39,13 @@ export function Chart({ title, x, series, xLabel = 'iteration', isLog = false, g
     useEffect(() => {
         const plot = chart.current;
         // Who has zoomed in keeps the view while new points come.
-        const isZoomed = plot.scales.x.min > plot.data[0][0] || plot.scales.x.max < plot.data[0].at(-1);
-        plot.setData(dataOf(x, series), !isZoomed);
-        if (isZoomed) plot.redraw();
+        plot.setData(dataOf(x, series), !plot.isZoomed);
+        if (plot.isZoomed) plot.redraw();
     }, [x, series]);
 
     return html`<figure class="chart">
         <figcaption><span class="chart-title">${title}</span><${Legend} series=${series} format=${format} /></figcaption>
-        <div ref=${box} class="chart-canvas" role="img" aria-label=${spoken(title, x, series, xLabel, format)} style=${{ height: `${height}px` }}></div>
+        <div ref=${box} class="chart-canvas" role="img" aria-label=${spoken(title, x, series, xLabel, xFormat, format)} style=${{ height: `${height}px` }}></div>
     </figure>`;
 }
 
@@ -57,21 +56,21 @@ function Legend({ series, format }) {
 }
 
 /** What a chart says to those who do not see it. */
-function spoken(title, x, series, xLabel, format) {
+function spoken(title, x, series, xLabel, xFormat, format) {
     if (!x.length) return `${title}: no values yet`;
     const lines = series.filter((s) => !s.faint).map((s) => {
         const known = s.values.filter((value) => value !== null);
         if (!known.length) return `${s.label}: no values`;
         return `${s.label}: from ${format(known[0])} to ${format(known.at(-1))}`;
     });
-    return `${title} over ${x.length} points, ${xLabel} ${x[0]} to ${x.at(-1)}. ${lines.join('. ')}`;
+    return `${title} over ${x.length} points, ${xLabel} ${xFormat(x[0])} to ${xFormat(x.at(-1))}. ${lines.join('. ')}`;
 }
 
 const lastOf = (values) => values.findLast((value) => value !== null && value !== undefined);
 
 const dataOf = (x, series) => [x, ...series.map((s) => s.values)];
 
-function options({ series, isLog, group, height, format, marks, width }) {
+function options({ series, isLog, group, height, format, xFormat, marks, width }) {
     const colors = palette();
     const axis = { stroke: colors.quiet, grid: { stroke: colors.line, width: 1 }, ticks: { stroke: colors.line, width: 1 }, font: colors.font };
     return {
@@ -79,9 +78,9 @@ function options({ series, isLog, group, height, format, marks, width }) {
         legend: { show: false },
         cursor: { sync: group ? { key: group, setSeries: false } : undefined, drag: { x: true, y: false }, points: { size: 7 } },
         scales: { x: { time: false }, y: { distr: isLog ? 3 : 1, range: isLog ? undefined : padded } },
-        axes: [{ ...axis, size: 36 }, { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? '' : format(tick))) }],
+        axes: [{ ...axis, size: 36, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? xFormat(tick) : '')) }, { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? '' : format(tick))) }],
         series: [{}, ...series.map((s, number) => lineOf(s, number, colors))],
-        plugins: [tooltip(series, format), ...(marks.length ? [verticals(marks, colors)] : []), ...(group ? [zoomTogether(group)] : [])],
+        plugins: [tooltip(series, format, xFormat), ...(marks.length ? [verticals(marks, colors)] : []), zoom(group)],
     };
 }
 
@@ -127,7 +126,7 @@ function resolved(color) {
 }
 
 /** The values under the cursor, beside it. */
-function tooltip(series, format) {
+function tooltip(series, format, xFormat) {
     const tip = document.createElement('div');
     tip.className = 'chart-tip';
     tip.hidden = true;
@@ -144,7 +143,7 @@ function tooltip(series, format) {
                 tip.hidden = idx === null || idx === undefined || left < 0;
                 if (tip.hidden) return;
                 const rows = series.map((s, number) => [s, plot.data[number + 1][idx]]).filter(([s, value]) => !s.faint && value !== null && value !== undefined);
-                tip.replaceChildren(line(String(plot.data[0][idx])), ...rows.map(([s, value]) => line(s.label, format(value))));
+                tip.replaceChildren(line(xFormat(plot.data[0][idx])), ...rows.map(([s, value]) => line(s.label, format(value))));
                 const isRight = left > plot.over.clientWidth / 2;
                 tip.style.left = isRight ? '' : `${left + 12}px`;
                 tip.style.right = isRight ? `${plot.over.clientWidth - left + 12}px` : '';
@@ -163,6 +162,7 @@ function verticals(marks, colors) {
                 ctx.strokeStyle = ctx.fillStyle = colors.quiet;
                 ctx.setLineDash([4, 4]);
                 ctx.font = colors.font;
+                ctx.textBaseline = 'alphabetic';
                 for (const mark of marks) {
                     const at = Math.round(plot.valToPos(mark.x, 'x', true));
                     if (at < bbox.left || at > bbox.left + bbox.width) continue;
@@ -170,7 +170,9 @@ function verticals(marks, colors) {
                     ctx.moveTo(at, bbox.top);
                     ctx.lineTo(at, bbox.top + bbox.height);
                     ctx.stroke();
-                    ctx.fillText(mark.label, at + 4, bbox.top + 12);
+                    const isAtTheEdge = at > bbox.left + bbox.width - 60;
+                    ctx.textAlign = isAtTheEdge ? 'right' : 'left';
+                    ctx.fillText(mark.label, at + (isAtTheEdge ? -4 : 4), bbox.top + 12);
                 }
                 ctx.restore();
             },
@@ -178,21 +180,33 @@ function verticals(marks, colors) {
     };
 }
 
+/** group -> its charts */
 const groups = new Map();
 
-function zoomTogether(group) {
-    let isFollowing = false;
+/** Remembers whether somebody zoomed in, and lets a group's charts zoom as one. */
+function zoom(group) {
+    const others = (plot) => [...(groups.get(group) ?? [])].filter((other) => other !== plot);
     return {
         hooks: {
-            init: (plot) => groups.set(group, (groups.get(group) ?? new Set()).add(plot)),
+            init: (plot) => {
+                if (group) groups.set(group, (groups.get(group) ?? new Set()).add(plot));
+                plot.over.addEventListener('dblclick', () => {
+                    for (const each of [plot, ...others(plot)]) {
+                        each.isZoomed = false;
+                        each.setData(each.data, true);
+                    }
+                });
+            },
             destroy: (plot) => groups.get(group)?.delete(plot),
             setSelect: (plot) => {
-                if (isFollowing || plot.select.width === 0) return;
+                if (plot.select.width === 0) return;
                 const min = plot.posToVal(plot.select.left, 'x');
                 const max = plot.posToVal(plot.select.left + plot.select.width, 'x');
-                isFollowing = true;
-                for (const other of groups.get(group) ?? []) if (other !== plot) other.setScale('x', { min, max });
-                isFollowing = false;
+                plot.isZoomed = true;
+                for (const other of others(plot)) {
+                    other.isZoomed = true;
+                    other.setScale('x', { min, max });
+                }
             },
         },
     };

@@ -25,6 +25,12 @@ export function figure(value, digits = 3) {
     return value.toFixed(digits);
 }
 
+/** A learning rate: 5e-5 */
+export function rate(value) {
+    if (!isNumber(value)) return NOTHING;
+    return value === 0 ? '0' : value.toExponential(1).replace('.0e', 'e').replace('e+', 'e');
+}
+
 export function percent(share, digits = 0) {
     return isNumber(share) ? `${(100 * share).toFixed(digits)} %` : NOTHING;
 }

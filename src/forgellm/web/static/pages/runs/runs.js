@@ -1,7 +1,11 @@
+/** Runs: the list of all, or one of them while it learns and after. */
 import { html } from '../../core/html.js';
+import { List } from './list.js';
+import { Monitor } from './monitor.js';
 
 export const title = 'Runs';
+export const titleOf = (name) => name || title;
 
-export function View() {
-    return html`<div class="page"><div class="page-head"><h1>Runs</h1></div></div>`;
+export function View({ name, query }) {
+    return name ? html`<${Monitor} key=${name} name=${name} query=${query} />` : html`<${List} query=${query} />`;
 }

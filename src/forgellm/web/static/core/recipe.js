@@ -1,0 +1,38 @@
+/** A recipe as a command, as curl and as a YAML file: the page can do nothing that these cannot. */
+
+/** Fields that were left at their defaults need not be said. */
+function said(recipe) {
+    const isEmpty = (value) => value === null || value === undefined || (Array.isArray(value) && value.length === 0);
+    return Object.entries(recipe).filter(([, value]) => !isEmpty(value));
+}
+
+export function commandOf(recipe) {
+    const flags = said(recipe).flatMap(([name, value]) => flagOf(name, value));
+    return ['forgellm train', ...flags].join(' \\\n  ');
+}
+
+function flagOf(name, value) {
+    const flag = name === 'model_name' ? '--model' : `--${name.replaceAll('_', '-')}`;
+    if (value === true) return [flag];
+    if (value === false) return [];
+    if (Array.isArray(value)) return [`${flag} ${value.map(quoted).join(' ')}`];
+    if (typeof value === 'object') return [`${flag} ${Object.entries(value).map(([key, item]) => quoted(`${key}=${item}`)).join(' ')}`];
+    return [`${flag} ${quoted(value)}`];
+}
+
+function quoted(value) {
+    const text = String(value);
+    return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+export function curlOf(recipe) {
+    const body = JSON.stringify(Object.fromEntries(said(recipe)), null, 2);
+    return `curl ${location.origin}/api/training/start -H 'Content-Type: application/json' -d ${quotedBody(body)}`;
+}
+
+const quotedBody = (body) => `'${body.replaceAll("'", "'\\''")}'`;
+
+/** JSON values are YAML values, so that nothing needs to be guessed about quoting. */
+export function yamlOf(recipe) {
+    return said(recipe).map(([name, value]) => `${name}: ${JSON.stringify(value)}`).join('\n') + '\n';
+}

@@ -1,0 +1,85 @@
+/** The charts of a run. One slider smooths, one switch turns the loss axis logarithmic, all zoom together. */
+import { html, useMemo } from '../../core/html.js';
+import { figure, gigabytes, percent, rate, short } from '../../core/format.js';
+import { kept } from '../../core/settings.js';
+import { Chart } from '../../components/chart.js';
+import { CheckField } from '../../components/field.js';
+import { saveFile } from '../../components/controls.js';
+import { Empty } from '../../components/feedback.js';
+import { smoothed } from './curve.js';
+
+const smoothing = kept('smoothing', 0.6);
+const isLog = kept('logLoss', false);
+const GROUP = 'run';
+
+export function Curves({ curve, best, evaluations, isActive }) {
+    const weight = smoothing.value;
+    const training = useMemo(() => smoothed(curve.training_loss, weight), [curve, weight]);
+    if (curve.x.length === 0) {
+        return html`<${Empty} title=${isActive ? 'The first figures come in a moment' : 'This run has no figures'}>
+            <p>${isActive ? 'The documents are read and one step is tried before training begins.' : 'It ended before its first update.'}</p><//>`;
+    }
+    const marks = best === null || best === undefined ? [] : [{ x: best, label: 'best' }];
+    const x = curve.x;
+    const loss = [
+        ...(weight ? [{ label: 'training, as measured', values: curve.training_loss, color: 1, faint: true }] : []),
+        { label: 'training', values: training, color: 1 },
+        { label: 'validation', values: curve.validation_loss, color: 2, sparse: true, points: true },
+    ];
+    return html`<div class="stack">
+        <div class="row chart-tools">
+            <label class="row">Smoothing <input type="range" min="0" max="0.98" step="0.02" value=${weight} onInput=${(event) => (smoothing.value = Number(event.target.value))} /></label>
+            <${CheckField} label="Logarithmic loss" value=${isLog.value} onChange=${(value) => (isLog.value = value)} />
+            <span class="grow"></span>
+            <button class="small" onClick=${() => saveFile('curve.csv', csvOf(curve), 'text/csv')}>Save as CSV</button>
+        </div>
+        <section class="card"><${Chart} title="Loss" x=${x} series=${loss} isLog=${isLog.value} group=${GROUP} height=${300} marks=${marks} /></section>
+        <${Learning} evaluations=${evaluations} />
+        <div class="grid halves">
+            ${plot('Perplexity, held-out', x, 'validation', curve.validation_loss.map((v) => (v === null ? null : Math.exp(v))), { color: 2, sparse: true, points: true, format: (v) => figure(v, 2) })}
+            ${plot('Generalisation gap', x, 'validation − training', gap(curve, training), { color: 7, sparse: true, points: true })}
+            ${plot('Learning rate', x, 'rate', curve.learning_rate, { color: 3, format: rate })}
+            ${plot('Gradient norm', x, 'norm', curve.grad_norm, { color: 4 })}
+            ${plot('Tokens per second', x, 'tok/s', curve.tokens_per_second, { color: 6, format: (v) => short(v) })}
+            ${plot('Memory', x, 'peak', curve.memory_usage_gb, { color: 5, format: gigabytes })}
+        </div>
+    </div>`;
+}
+
+function plot(title, x, label, values, { format = figure, ...look }) {
+    if (values.every((value) => value === null)) return null;
+    return html`<section class="card" key=${title}><${Chart} title=${title} x=${x} series=${[{ label, values, ...look }]} group=${GROUP} height=${190} format=${format} /></section>`;
+}
+
+/** What the model learns of the probes, and forgets of general text, with intervals. */
+function Learning({ evaluations }) {
+    if (!evaluations.length) return null;
+    const x = evaluations.map((line) => line.iteration);
+    const files = (kind) => evaluations[0][kind].map((item) => item.file);
+    const of = (kind, file, name) => evaluations.map((line) => line[kind].find((item) => item.file === file)?.[name] ?? null);
+    return html`<div class="grid halves">
+        ${files('probes').map((file) => html`<section class="card" key=${file}><${Chart} title=${`Learned: ${file}`} x=${x} height=${190} format=${(v) => percent(v)}
+            series=${[
+                { label: 'right', values: of('probes', file, 'accuracy'), color: 3, points: true },
+                { label: '95 % low', values: of('probes', file, 'accuracy_low'), color: 3, faint: true },
+                { label: '95 % high', values: of('probes', file, 'accuracy_high'), color: 3, faint: true },
+            ]} /></section>`)}
+        ${files('general').map((file) => html`<section class="card" key=${file}><${Chart} title=${file === 'shipped' ? 'Forgetting: general text' : `Forgetting: ${file}`} x=${x} height=${190}
+            series=${[{ label: 'loss', values: of('general', file, 'loss'), color: 7, points: true }]} /></section>`)}
+    </div>`;
+}
+
+/** Validation minus training loss, where there is a validation. */
+function gap(curve, training) {
+    let last = null;
+    return curve.validation_loss.map((value, at) => {
+        last = training[at] ?? last;
+        return value === null || last === null ? null : value - last;
+    });
+}
+
+function csvOf(curve) {
+    const names = Object.keys(curve);
+    const rows = curve.x.map((_, at) => names.map((name) => curve[name][at] ?? '').join(','));
+    return [names.map((name) => (name === 'x' ? 'iteration' : name)).join(','), ...rows].join('\n') + '\n';
+}
