@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from forgellm import hardware, supervisor
-from forgellm.data.token_store import token_store
+from forgellm.data.document_store import token_store
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.guard import GuardSettings
 from forgellm.paths import Workspace

@@ -6,12 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from forgellm.data import token_store as module
+from forgellm.data import document_store as module
+from forgellm.data.document_store import token_store
 from forgellm.data.documents import iter_documents
-from forgellm.data.token_store import TokenStore, open_store, token_store
+from forgellm.data.growing_files import GrowingFiles
+from forgellm.data.progress import Tokenised
+from forgellm.data.token_store import TokenStore, open_store
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import DataError, DiskFull
 from tiny_tokenizer import TRAINING_TEXT, build_tiny_tokenizer
@@ -154,7 +156,7 @@ def test_failed_build_leaves_nothing(
     def disk_is_full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(np, "save", disk_is_full)
+    monkeypatch.setattr(GrowingFiles, "append", disk_is_full)
     with pytest.raises(DiskFull):
         token_store(dataset, tokenizer, cache)
     assert list(cache.iterdir()) == []
@@ -177,7 +179,7 @@ def test_abandoned_build_is_removed_but_a_running_one_stays(
 def test_dataset_that_changes_while_it_is_read_is_refused(
     dataset: Path, cache: Path, tokenizer: Tokenizer
 ) -> None:
-    def change(done: int, total: int) -> None:
+    def change(_: Tokenised) -> None:
         (dataset / "c.txt").write_text("something else")
 
     with pytest.raises(DataError, match="changed while"):
@@ -194,7 +196,7 @@ def test_empty_dataset_gives_an_empty_store(
 
 
 def test_progress_reaches_the_total(dataset: Path, cache: Path, tokenizer: Tokenizer) -> None:
-    seen: list[tuple[int, int]] = []
-    token_store(dataset, tokenizer, cache, lambda done, total: seen.append((done, total)))
+    seen: list[Tokenised] = []
+    store = token_store(dataset, tokenizer, cache, seen.append)
     size = sum(len(text.encode()) for text in TEXTS.values())
-    assert seen[-1] == (size, size)
+    assert seen[0] == (0, size, 0) and seen[-1] == (size, size, len(store.tokens))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from forgellm.data.readers import READERS
 from forgellm.data.reading.reader import Unreadable, reason_of
+
+_HASHED_AT_ONCE = 1 << 22
 
 
 class Document(NamedTuple):
@@ -42,6 +44,10 @@ class Skipped:
 class Listing(NamedTuple):
     files: list[DatasetFile]
     skipped: list[Skipped]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
 
 
 class DatasetOverview(NamedTuple):
@@ -111,12 +117,17 @@ def dataset_fingerprint(folder: Path) -> str:
     return fingerprint_of(dataset_files(folder).files)
 
 
-def fingerprint_of(files: list[DatasetFile]) -> str:
+def fingerprint_of(files: list[DatasetFile], on_progress: Callable[[], None] = lambda: None) -> str:
+    """See `dataset_fingerprint`. `on_progress` is called on the way; it may raise to end it."""
     total = hashlib.sha256()
     for file in files:
+        digest = hashlib.sha256()
         try:
             with file.path.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
+                while part := stream.read(_HASHED_AT_ONCE):
+                    digest.update(part)
+                    on_progress()
+            content = digest.hexdigest()
         except OSError:
             content = "unreadable"
         total.update(f"{file.name}\0{file.size_bytes}\0{content}\n".encode())

@@ -13,12 +13,14 @@ from forgellm.data.chat.packing import PackedConversations, conversations_once
 from forgellm.data.chat.store import chat_store
 from forgellm.data.chat.template import TemplateRefused
 from forgellm.data.datasets import find_dataset, find_replay
+from forgellm.data.document_store import token_store
 from forgellm.data.mixture import Mixture, plan_mixture, wanted_replay_rows
 from forgellm.data.packing import PackedStream, validation_rows
 from forgellm.data.prepared import PreparedData, RowStream
+from forgellm.data.progress import OnProgress
 from forgellm.data.readers import READERS
 from forgellm.data.split import Split, all_documents, split_documents
-from forgellm.data.token_store import Progress, TokenStore, open_store, token_store
+from forgellm.data.token_store import TokenStore, open_store
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import ConfigError, DataError
 from forgellm.paths import Workspace
@@ -32,7 +34,7 @@ def prepare_data(
     workspace: Workspace,
     tokenizer: Tokenizer,
     seq_len: int,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = lambda _: None,
 ) -> PreparedData:
     """Tokenise (or take from the cache), split, pack and mix.
 
@@ -56,7 +58,7 @@ def reopen_prepared(
     workspace: Workspace,
     tokenizer: Tokenizer,
     seq_len: int,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = lambda _: None,
 ) -> PreparedData:
     """The same batches as those of the run that recorded `summary`.
 
@@ -90,7 +92,7 @@ def _domain_store(
     tokenizer: Tokenizer,
     seq_len: int,
     cache: Path,
-    on_progress: Progress | None,
+    on_progress: OnProgress,
 ) -> TokenStore:
     if recipe.training_type == "cpt":
         return token_store(dataset, tokenizer, cache, on_progress)

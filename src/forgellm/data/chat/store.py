@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,19 +22,22 @@ from forgellm.data.documents import (
     dataset_files,
     fingerprint_of,
 )
+from forgellm.data.growing_files import GrowingFiles
+from forgellm.data.progress import OnProgress, Tokenised
 from forgellm.data.reading.reader import Unreadable, reason_of
-from forgellm.data.token_store import (
-    HASH_BYTES,
-    TRAINED_FILE,
-    Progress,
-    TokenStore,
-    build_store,
-    open_store,
-)
+from forgellm.data.store_build import build_store
+from forgellm.data.token_store import HASH_BYTES, TRAINED_FILE, TokenStore, open_store
 from forgellm.data.tokenizer import Tokenizer
 
 _FORMAT_VERSION = 1
-_PROGRESS_EVERY = 256
+_PROGRESS_EVERY = 64  # rows
+_MARK_BYTES = 2_000_000
+_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "tokens.bin": ("<u4", ()),
+    "offsets.npy": ("<i8", ()),
+    "hashes.npy": ("u1", (HASH_BYTES,)),
+    TRAINED_FILE: ("u1", ()),
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def chat_store(
     tokenizer: Tokenizer,
     form: ChatFormat,
     cache: Path,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = lambda _: None,
 ) -> TokenStore:
     """The conversations of the dataset folder, from the cache if it has them. A store's documents
     are conversations, each with at least one learned token.
@@ -68,95 +71,157 @@ def chat_store(
     """
     listing = dataset_files(dataset)
     files = [file for file in listing.files if file.path.suffix.lower() in ROW_READERS]
-    fingerprint = fingerprint_of(files)
+    on_wait = partial(on_progress, Tokenised(0, sum(file.size_bytes for file in files), 0))
+    fingerprint = fingerprint_of(files, on_wait)
     columns = sorted((form.columns or {}).items())
     decides = (form.template, form.loss_on, form.max_tokens, columns)
     parts = ("chat", _FORMAT_VERSION, fingerprint, tokenizer.fingerprint, decides)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-    store = open_store(cache, key)
-    if store is None:
-        store = build_store(
-            cache / key,
-            fingerprint,
-            lambda work: _Writer(work, files, tokenizer, form, on_progress).write(),
-            lambda: dataset_files(dataset).files == listing.files,
-        )
+    encoder = _Encoder(tokenizer, form)
+    store = open_store(cache, key) or build_store(
+        cache / key,
+        fingerprint,
+        _COLUMNS,
+        lambda output: _Writer(output, files, encoder, on_progress).write(),
+        lambda: dataset_files(dataset).files == listing.files,
+        on_wait,
+    )
     others = [Skipped(f.name, "holds no conversations") for f in listing.files if f not in files]
     store.report.skipped[:0] = [*listing.skipped, *others]
     return store
 
 
 @dataclass
-class _Writer:
-    """Goes through the rows once, one at a time."""
+class _Place:
+    """How far the rows are read.
 
-    work: Path
-    files: list[DatasetFile]
-    tokenizer: Tokenizer
-    form: ChatFormat
-    on_progress: Progress | None
-    report: ReadReport = field(default_factory=ReadReport)
+    Attributes:
+        row: number of the last row of the file that is done; 0 before the first.
+        reasons: why rows of the file were left out, each with the first such row and their count.
+        documents_before: conversations of the files before.
+        file_text_bytes: text in the file's rows so far.
+    """
+
+    file: int = 0
+    row: int = 0
+    reasons: dict[str, tuple[int, int]] = field(default_factory=dict)
+    documents_before: int = 0
+    file_text_bytes: int = 0
+
+    def skip(self, reason: str, number: int) -> None:
+        if number > self.row:
+            first, count = self.reasons.get(reason, (number, 0))
+            self.reasons[reason] = (first, count + 1)
+
+
+class _Writer:
+    """Goes through the rows once, one at a time, from where the output was last marked."""
+
+    def __init__(
+        self,
+        output: GrowingFiles,
+        files: list[DatasetFile],
+        encoder: _Encoder,
+        on_progress: OnProgress,
+    ) -> None:
+        self._output, self._files, self._encoder = output, files, encoder
+        self._on_progress = on_progress
+        self._place, self._report = _Place(), ReadReport()
+        if (state := output.state) is not None:
+            self._place = _Place(**state["place"])
+            self._report = ReadReport.from_dict(state["report"])
+        self._num_tokens = output.num_rows("tokens.bin")
+        if not output.num_rows("offsets.npy"):
+            output.append("offsets.npy", bytes(8))
 
     def write(self) -> ReadReport:
-        self._template = ChatTemplate(self.tokenizer, self.form.template)
-        offsets, hashes = array("q", [0]), bytearray()
-        total_bytes = sum(file.size_bytes for file in self.files)
-        with (
-            (self.work / "tokens.bin").open("wb") as tokens,
-            (self.work / TRAINED_FILE).open("wb") as trained,
-        ):
-            for found in self._conversations():
-                ids = np.array(found.ids, dtype="<u4").tobytes()
-                tokens.write(ids)
-                trained.write(bytes(found.trained))
-                offsets.append(offsets[-1] + len(found.ids))
-                hashes += hashlib.blake2b(ids, digest_size=HASH_BYTES).digest()
-                if self.on_progress and len(offsets) % _PROGRESS_EVERY == 0:
-                    self.on_progress(self.report.text_bytes, total_bytes)
-        np.save(self.work / "offsets.npy", np.frombuffer(offsets, dtype=np.int64))
-        rows = np.frombuffer(hashes, dtype=np.uint8).reshape(-1, HASH_BYTES)
-        np.save(self.work / "hashes.npy", rows)
-        return self.report
+        unmarked = 0
+        for found in self._conversations():
+            text_bytes = self._append(found)
+            unmarked += text_bytes
+            if unmarked >= _MARK_BYTES:
+                unmarked = 0
+                self._output.mark({"place": asdict(self._place), "report": self._report.to_dict()})
+        self._tell()
+        return self._report
 
-    def _conversations(self) -> Iterator[Tokens]:
-        for file in self.files:
-            reasons: dict[str, tuple[int, int]] = {}  # reason -> (first row, how many)
-            before = self.report.documents
-            yield from self._rows_of(file, reasons)
-            for reason, (first, count) in reasons.items():
-                self.report.skipped.append(Skipped(file.name, f"{reason}, first at {first}", count))
-            self.report.files += self.report.documents > before
+    def _append(self, found: _Found) -> int:
+        ids = np.array(found.tokens.ids, dtype="<u4").tobytes()
+        self._output.append("tokens.bin", ids)
+        self._output.append(TRAINED_FILE, bytes(found.tokens.trained))
+        self._num_tokens += len(found.tokens.ids)
+        self._output.append("offsets.npy", self._num_tokens.to_bytes(8, "little"))
+        self._output.append("hashes.npy", hashlib.blake2b(ids, digest_size=HASH_BYTES).digest())
+        self._report.documents += 1
+        self._report.text_bytes += found.text_bytes
+        self._report.cut += found.is_cut
+        self._place.file_text_bytes += found.text_bytes
+        return found.text_bytes
 
-    def _rows_of(self, file: DatasetFile, reasons: dict[str, tuple[int, int]]) -> Iterator[Tokens]:
-        def skip(reason: str, number: int) -> None:
-            first, count = reasons.get(reason, (number, 0))
-            reasons[reason] = (first, count + 1)
+    def _tell(self) -> None:
+        sizes = [file.size_bytes for file in self._files]
+        done = sum(sizes[: self._place.file])
+        if self._place.file < len(sizes):
+            done += min(self._place.file_text_bytes, sizes[self._place.file])
+        self._on_progress(Tokenised(done, sum(sizes), self._num_tokens))
 
-        unreadable = ""
-        try:
-            for number, row in ROW_READERS[file.path.suffix.lower()](file.path, skip):
-                try:
-                    yield self._tokens(row)
-                except RowRefused as error:
-                    skip(str(error), number)
-        except (Unreadable, UnicodeDecodeError, OSError) as error:
-            unreadable = reason_of(error)
-        if unreadable:
-            self.report.skipped.append(Skipped(file.name, unreadable))
+    def _conversations(self) -> Iterator[_Found]:
+        while self._place.file < len(self._files):
+            place, file = self._place, self._files[self._place.file]
+            unreadable = None
+            try:
+                yield from self._rows_of(file)
+            except (Unreadable, UnicodeDecodeError, OSError) as error:
+                unreadable = reason_of(error)
+            for reason, (first, count) in place.reasons.items():
+                self._report.skipped.append(
+                    Skipped(file.name, f"{reason}, first at {first}", count)
+                )
+            if unreadable:
+                self._report.skipped.append(Skipped(file.name, unreadable))
+            self._report.files += self._report.documents > place.documents_before
+            self._place = _Place(place.file + 1, documents_before=self._report.documents)
 
-    def _tokens(self, row: Any) -> Tokens:
+    def _rows_of(self, file: DatasetFile) -> Iterator[_Found]:
+        place = self._place
+        for number, row in ROW_READERS[file.path.suffix.lower()](file.path, place.skip):
+            if number <= place.row:
+                continue
+            if number % _PROGRESS_EVERY == 0:
+                self._tell()
+            try:
+                found = self._encoder.encode(row)
+            except RowRefused as error:
+                place.skip(str(error), number)
+                continue
+            place.row = number
+            yield found
+
+
+class _Found(NamedTuple):
+    tokens: Tokens
+    text_bytes: int
+    is_cut: bool
+
+
+class _Encoder:
+    """Rows as tokens. Raises TemplateRefused if the template is broken."""
+
+    def __init__(self, tokenizer: Tokenizer, form: ChatFormat) -> None:
+        self.tokenizer, self.form = tokenizer, form
+        self._template = ChatTemplate(tokenizer, form.template)
+
+    def encode(self, row: Any) -> _Found:
         """Raises RowRefused."""
         conversation = conversation_of(row, self.form.columns)
         found = self._encoded(conversation)
-        if len(found.ids) > self.form.max_tokens:
+        is_cut = len(found.ids) > self.form.max_tokens
+        if is_cut:
             found = self._cut(conversation)
-            self.report.cut += 1
         if not any(found.trained[1:]):
             raise RowRefused("nothing in it to learn")
-        self.report.documents += 1
         texts = (str(turn.get("content") or "") for turn in conversation.turns)
-        self.report.text_bytes += sum(len(text.encode()) for text in texts)
-        return found
+        return _Found(found, sum(len(text.encode()) for text in texts), is_cut)
 
     def _cut(self, conversation: Conversation) -> Tokens:
         """As many of the first turns as fit, up to an answer."""

@@ -1,0 +1,49 @@
+"""A plain-text file too large to be held in memory: one document that comes in parts."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+
+from forgellm.data.documents import DatasetFile, ReadReport, Skipped
+from forgellm.data.readers import READERS, read_plain
+from forgellm.data.reading.reader import encoding_of, reason_of
+
+_LARGE_BYTES = 32_000_000
+_PART_BYTES = 1 << 20
+
+
+def is_large_text(file: DatasetFile) -> bool:
+    return file.size_bytes > _LARGE_BYTES and READERS[file.path.suffix.lower()] is read_plain
+
+
+def read_large_text(file: DatasetFile, report: ReadReport) -> Iterator[Iterator[str]]:
+    """As `read_file`, but the document in parts. It is read once before, since a file that turns
+    out not to be text is left out whole."""
+    try:
+        text_bytes, is_blank = 0, True
+        for part in _parts(file):
+            text_bytes += len(part.encode())
+            is_blank = is_blank and part.isspace()
+    except (UnicodeDecodeError, OSError) as error:
+        report.skipped.append(Skipped(file.name, reason_of(error)))
+        return
+    if is_blank:
+        report.skipped.append(Skipped(file.name, "empty"))
+        return
+    report.files += 1
+    report.documents += 1
+    report.text_bytes += text_bytes
+    yield _parts(file)
+
+
+def _parts(file: DatasetFile) -> Iterator[str]:
+    with file.path.open("rb") as stream:
+        raw = stream.read(_PART_BYTES)
+        decoder = codecs.getincrementaldecoder(encoding_of(raw[:2]))()
+        while raw:
+            if part := decoder.decode(raw):
+                yield part
+            raw = stream.read(_PART_BYTES)
+        if part := decoder.decode(b"", final=True):
+            yield part
