@@ -22,6 +22,7 @@ from forgellm.envelope import http_error_reply
 TOKEN_COOKIE = "forgellm_token"
 Origin = tuple[str, str, int]
 
+_UPLOAD = re.compile(r"/api/datasets/[^/]+/files/[^/]+")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
 _PORTS = {"http": 80, "https": 443}
@@ -52,6 +53,7 @@ class GuardSettings:
     allowed_origins: frozenset[str] = frozenset()
     token: str | None = None
     max_body_bytes: int = 1 << 20
+    max_upload_bytes: int = 4 << 30
     max_header_bytes: int = 16 << 10
     max_url_bytes: int = 8 << 10
 
@@ -88,7 +90,7 @@ class Guard:
             return Response(
                 status_code=204,
                 headers={
-                    "access-control-allow-methods": "GET, POST, DELETE",
+                    "access-control-allow-methods": "GET, POST, PUT, DELETE",
                     "access-control-allow-headers": "content-type, authorization",
                 },
             )
@@ -106,8 +108,9 @@ class Guard:
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
             return _refusal(400, "INVALID_REQUEST", "The Content-Length is not a number")
-        if len(length) > 18 or int(length) > limits.max_body_bytes:
-            return _body_too_large(limits)
+        most = _max_body_bytes(scope, limits)
+        if len(length) > 18 or int(length) > most:
+            return _body_too_large(most)
         return None
 
     def _check_host(self, scope: Scope, headers: Headers) -> Response | None:
@@ -207,13 +210,14 @@ class Guard:
         """Run the application, counting the body as it arrives."""
         num_bytes = 0
         is_too_large = False
+        most = _max_body_bytes(scope, self._settings)
 
         async def counted_receive() -> Message:
             nonlocal num_bytes, is_too_large
             message = await receive()
             if message["type"] == "http.request":
                 num_bytes += len(message.get("body", b""))
-            if num_bytes > self._settings.max_body_bytes:
+            if num_bytes > most:
                 is_too_large = True
                 raise _BodyTooLarge
             return message
@@ -229,7 +233,7 @@ class Guard:
             if not is_too_large:
                 raise
         if is_too_large:
-            await _body_too_large(self._settings)(scope, receive, send)
+            await _body_too_large(most)(scope, receive, send)
 
 
 class _BodyTooLarge(Exception):
@@ -249,8 +253,13 @@ def _refusal(status: int, code: str, message: str, suggestion: str = "") -> Resp
     return http_error_reply(status, code, message, suggestion=suggestion)
 
 
-def _body_too_large(limits: GuardSettings) -> Response:
-    most = limits.max_body_bytes
+def _max_body_bytes(scope: Scope, limits: GuardSettings) -> int:
+    """Files of datasets may be large; they go to the disk piece by piece."""
+    is_upload = scope.get("method") == "PUT" and _UPLOAD.fullmatch(scope["path"])
+    return limits.max_upload_bytes if is_upload else limits.max_body_bytes
+
+
+def _body_too_large(most: int) -> Response:
     return _refusal(413, "BODY_TOO_LARGE", f"The body is larger than {most} bytes")
 
 

@@ -58,7 +58,7 @@ def preview_dataset(
     parts: list[Part] = []
     if sample.documents:
         split = split_documents(store, recipe.validation_split, recipe.seed)
-        parts = _parts(store.offsets, split)
+        parts = parts_of(store.offsets, split)
         if split.train.num_targets:
             stream = PackedStream(store.tokens, split.train, seq_len, recipe.seed)
             blocks = [stream.row(number) for number in range(num_blocks)]
@@ -85,7 +85,8 @@ def _store(sample: Sample, tokenizer: Tokenizer) -> TokenStore:
     )
 
 
-def _parts(offsets: NDArray[np.int64], split: Split) -> list[Part]:
+def parts_of(offsets: NDArray[np.int64], split: Split) -> list[Part]:
+    """On which side of the split each document is."""
     train: dict[int, int] = dict(
         zip(split.train.starts.tolist(), split.train.ends.tolist(), strict=True)
     )

@@ -127,6 +127,9 @@ class EstimateReply(Reply):
     time: TimeItem
     max_seq_length: int
     total_tokens: int = Field(description="Tokens of all updates together.")
+    learning_rates: list[tuple[int, float]] = Field(
+        description="Iteration and learning rate, at up to 65 places of the schedule."
+    )
     warnings: list[str]
 
 

@@ -85,6 +85,13 @@ class PreviewReply(Reply):
     skipped: list[str] = Field(description="What cannot be read, and why.")
 
 
+class FileChangedReply(Reply):
+    message: str
+    name: str = Field(description="The dataset.")
+    file: str
+    size_mb: float
+
+
 class FolderEntry(Item):
     name: str
     type: Literal["directory"] = "directory"

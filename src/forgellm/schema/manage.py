@@ -26,6 +26,18 @@ class CloneRequest(Request):
     )
 
 
+class RecipeText(Request):
+    text: str = Field(
+        max_length=200_000,
+        description="A run.yaml, or the same as JSON.",
+        examples=["model_name: SmolLM2-135M-Instruct\ndataset: handbook\n"],
+    )
+
+
+class ParsedRecipeReply(Reply):
+    recipe: dict[str, Any] = Field(description="The fields that the text names, checked.")
+
+
 class RenameRequest(Request):
     name: str = Field(
         max_length=200,

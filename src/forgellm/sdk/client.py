@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from forgellm.sdk.replies import Reply, error_of
@@ -47,6 +47,10 @@ class ForgeLLMClient(RunRoutes):
         """Make a model of a checkpoint. With `run_async` the reply is a job, at once."""
         body = given({"checkpoint_path": checkpoint_path, "training_dir": training_dir})
         return self._post("/api/training/publish_checkpoint", body | {"async": run_async})
+
+    def parse_recipe(self, text: str) -> Reply:
+        """The fields that a recipe's text (YAML or JSON) names, checked."""
+        return self._post("/api/recipes/parse", {"text": text})
 
     def estimate(self, config: Mapping[str, Any]) -> Reply:
         """Memory, disk and time of a recipe, without starting it."""
@@ -194,3 +198,15 @@ class ForgeLLMClient(RunRoutes):
     def browse(self, path: str | None = None) -> Reply:
         """Folders and files below a folder of the workspace."""
         return self._get("/api/filesystem/browse", path=path)
+
+    def upload_file(self, dataset: str, file: str, content: bytes | BinaryIO) -> Reply:
+        """Put a file into a dataset; both are made if they are new."""
+        return self._send("PUT", _file_route(dataset, file), content=content)
+
+    def delete_file(self, dataset: str, file: str) -> Reply:
+        """For good."""
+        return self._delete(_file_route(dataset, file))
+
+
+def _file_route(dataset: str, file: str) -> str:
+    return f"/api/datasets/{quote(dataset, safe='')}/files/{quote(file, safe='')}"

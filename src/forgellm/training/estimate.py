@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from forgellm.catalog.facts import ModelFacts
 from forgellm.errors import DoesNotFit
@@ -92,16 +93,31 @@ def require_fit(
     """Raises DoesNotFit, with the change that would make it fit, if the estimate exceeds memory."""
     estimate = estimate_memory(facts, recipe, seq_len, dtype)
     if estimate.total > available:
+        suggestion, change = suggest_fitting(facts, recipe, seq_len, dtype, available)
         raise DoesNotFit(
             f"The run needs about {estimate.total / GB:.1f} GB and {available / GB:.1f} GB are free",
-            suggestion=what_fits(facts, recipe, seq_len, dtype, available),
-            details={"estimate": estimate.to_dict(), "available_gb": round(available / GB, 3)},
+            suggestion=suggestion,
+            details={
+                "estimate": estimate.to_dict(),
+                "available_gb": round(available / GB, 3),
+                "fitting": change,
+            },
         )
     return estimate
 
 
-def what_fits(facts: ModelFacts, recipe: Recipe, seq_len: int, dtype: str, available: int) -> str:
-    """The smallest change to batch size, sequence length and checkpointing that fits, in words."""
+def suggest_fitting(
+    facts: ModelFacts, recipe: Recipe, seq_len: int, dtype: str, available: int
+) -> tuple[str, dict[str, Any] | None]:
+    """The smallest change to batch size, sequence length and checkpointing that fits: in words, and
+    as recipe fields; None where none does."""
+    change = _fitting_change(facts, recipe, seq_len, dtype, available)
+    return _in_words(change, recipe), change
+
+
+def _fitting_change(
+    facts: ModelFacts, recipe: Recipe, seq_len: int, dtype: str, available: int
+) -> dict[str, Any] | None:
     options = [(recipe.batch_size, seq_len, recipe.grad_checkpoint)]
     options += [(recipe.batch_size, seq_len, True)]
     batch, length = recipe.batch_size, seq_len
@@ -109,14 +125,20 @@ def what_fits(facts: ModelFacts, recipe: Recipe, seq_len: int, dtype: str, avail
         batch, length = (batch // 2, length) if batch > 1 else (1, length // 2)
         options += [(batch, length, recipe.grad_checkpoint), (batch, length, True)]
     for batch_size, tokens, checkpointing in options:
-        tried = recipe.model_copy(
-            update={"batch_size": batch_size, "grad_checkpoint": checkpointing}
-        )
+        change = {"batch_size": batch_size, "grad_checkpoint": checkpointing}
+        tried = recipe.model_copy(update=change)
         if estimate_memory(facts, tried, tokens, dtype).total <= available:
-            return (
-                f"This would fit: batch_size {batch_size}, max_seq_length {tokens}, "
-                f"grad_checkpoint {str(checkpointing).lower()}."
-            )
+            return {**change, "max_seq_length": tokens}
+    return None
+
+
+def _in_words(change: dict[str, Any] | None, recipe: Recipe) -> str:
+    if change is not None:
+        return (
+            f"This would fit: batch_size {change['batch_size']}, "
+            f"max_seq_length {change['max_seq_length']}, "
+            f"grad_checkpoint {str(change['grad_checkpoint']).lower()}."
+        )
     if recipe.fine_tune_type == "full":
         return "No batch is small enough; train an adapter: fine_tune_type lora."
     return "No batch is small enough; use a smaller model."

@@ -7,7 +7,7 @@ from forgellm.data.prepared import PreparedData
 from forgellm.engines.base import TrainEngine
 from forgellm.errors import OutOfMemory
 from forgellm.hardware import GB
-from forgellm.training.estimate import what_fits
+from forgellm.training.estimate import suggest_fitting
 from forgellm.training.plan import Plan
 
 
@@ -23,9 +23,10 @@ def rehearse(engine: TrainEngine, data: PreparedData, plan: Plan) -> dict[str, f
         measured = engine.rehearse(batch)
         engine.validation_loss([batch], lambda: False)
     except OutOfMemory as error:
-        error.suggestion = what_fits(
+        error.suggestion, change = suggest_fitting(
             plan.model.facts, plan.recipe, seq_len, engine.info.dtype, available
         )
+        error.details["fitting"] = change
         raise
     return {
         "estimated_gb": round(plan.estimate.total / GB, 3),

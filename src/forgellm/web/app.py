@@ -32,9 +32,11 @@ from forgellm.web.api import (
     models,
     publishing,
     queue,
+    recipes,
     runs,
     training,
     trash,
+    uploads,
 )
 from forgellm.web.events import LiveEvents
 from forgellm.web.jobs import JobRunner
@@ -71,7 +73,7 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
     envelope.install(app)
     app.include_router(health.make_router(workspace, model_server))
     app.include_router(training.make_router(workspace, run_status))
-    for area in (models, checkpoints, datasets, filesystem, runs, trash, queue, estimate):
+    for area in (models, checkpoints, datasets, filesystem, runs, trash, queue, estimate, uploads):
         app.include_router(area.make_router(workspace))
     app.include_router(dashboard.make_router(workspace, run_status))
     app.include_router(publishing.make_router(workspace, job_runner))
@@ -82,6 +84,7 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
 
     app.mount("/socket.io", events.app)
     app.mount("/static", GZipMiddleware(_UncachedFiles(directory=pages.STATIC)))
+    app.include_router(recipes.make_router())
     app.include_router(pages.make_router())
 
     @app.get("/docs", include_in_schema=False)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query
 
 from forgellm.catalog import ModelFolder, find_model
 from forgellm.data.datasets import find_dataset, list_datasets
 from forgellm.data.documents import dataset_files
-from forgellm.errors import DatasetNotFound, ModelNotFound
+from forgellm.errors import ConfigError, DatasetNotFound, ModelNotFound
 from forgellm.paths import Workspace
 from forgellm.schema.files import (
     DatasetInfo,
@@ -19,13 +19,15 @@ from forgellm.schema.files import (
     PreviewDocument,
     PreviewReply,
 )
-from forgellm.schema.recipe import parse_recipe
+from forgellm.schema.recipe import Recipe, parse_recipe
 from forgellm.training.estimate import resolve_seq_length
 from forgellm.web.measuring import TokenCounts, load_tokenizer, usual_model
 from forgellm.web.run_figures import MB
 
 if TYPE_CHECKING:
     from forgellm.data.batches import Batch
+    from forgellm.data.preview import Preview
+    from forgellm.data.tokenizer import Tokenizer
 
 _DOCUMENTS_SHOWN = 100
 _SKIPPED_SHOWN = 100
@@ -62,12 +64,20 @@ def make_router(workspace: Workspace) -> APIRouter:
         model: ModelName = None,
         max_seq_length: Annotated[int | None, Query(ge=8, le=8192)] = None,
         blocks: Annotated[int, Query(ge=0, le=8, description="How many blocks to show.")] = 2,
+        training_type: Annotated[
+            Literal["cpt", "ift"], Query(description="Read documents, or conversations.")
+        ] = "cpt",
+        loss_on: Annotated[
+            Literal["assistant", "last", "all"], Query(description="ift: what is learned.")
+        ] = "assistant",
     ) -> PreviewReply:
-        """Documents with their tokens, and the first blocks as they would be trained on."""
+        """Documents or conversations with their tokens, and the first blocks to be trained on."""
         measuring = _model(model, workspace)
         if measuring is None:
             raise ModelNotFound("any", ["models/base/"], suggestion="Download a model first.")
-        return _preview(name, measuring, max_seq_length, blocks, workspace)
+        asked: dict[str, Any] = {"training_type": training_type, "loss_on": loss_on}
+        asked |= {"model_name": measuring.name, "dataset": name, "max_seq_length": max_seq_length}
+        return _preview(parse_recipe(asked), measuring, blocks, workspace)
 
     return router
 
@@ -90,15 +100,31 @@ def _info(
     )
 
 
-def _preview(
-    name: str, model: ModelFolder, seq_len: int | None, num_blocks: int, workspace: Workspace
-) -> PreviewReply:
+def _previewed(
+    recipe: Recipe, tokenizer: Tokenizer, length: int, num_blocks: int, workspace: Workspace
+) -> Preview:
+    from forgellm.data.chat.format import chat_format
+    from forgellm.data.chat.preview import preview_conversations
+    from forgellm.data.chat.template import TemplateRefused
     from forgellm.data.preview import preview_dataset
 
-    recipe = parse_recipe({"model_name": model.name, "dataset": name, "max_seq_length": seq_len})
+    dataset = find_dataset(workspace, recipe.dataset)
+    if recipe.training_type == "cpt":
+        return preview_dataset(dataset, tokenizer, length, num_blocks, recipe)
+    form = chat_format(recipe, tokenizer, length)
+    try:
+        return preview_conversations(dataset, tokenizer, form, length, num_blocks, recipe)
+    except TemplateRefused as error:
+        raise ConfigError.one("chat_template", f"the model's own cannot be used: {error}") from None
+
+
+def _preview(
+    recipe: Recipe, model: ModelFolder, num_blocks: int, workspace: Workspace
+) -> PreviewReply:
+    name = recipe.dataset
     length = resolve_seq_length(recipe, model.facts.context_length)
     tokenizer = load_tokenizer(model)
-    found = preview_dataset(find_dataset(workspace, name), tokenizer, length, num_blocks, recipe)
+    found = _previewed(recipe, tokenizer, length, num_blocks, workspace)
     shown = zip(found.documents, found.num_tokens, found.parts, strict=True)
     documents = [
         PreviewDocument(

@@ -19,6 +19,7 @@ from forgellm.schema.figures import DiskItem, EstimateReply, MemoryItem, TimeIte
 from forgellm.schema.recipe import Recipe, parse_recipe
 from forgellm.training.estimate import checkpoint_bytes, estimate_memory, resolve_seq_length
 from forgellm.training.plan import compute_dtype, num_checkpoints, plan_run
+from forgellm.training.schedule import learning_rate
 from forgellm.web.run_figures import curve_of
 
 _RECIPE_BODY = {
@@ -67,8 +68,17 @@ def estimate_run(recipe: Recipe, workspace: Workspace) -> EstimateReply:
         time=_time(recipe, workspace, rows * seq_len),
         max_seq_length=seq_len,
         total_tokens=rows * seq_len,
+        learning_rates=_learning_rates(recipe),
         warnings=warnings,
     )
+
+
+def _learning_rates(recipe: Recipe) -> list[tuple[int, float]]:
+    """Evenly spread over the run, and where the warm-up ends."""
+    most = recipe.max_iterations
+    places = {1 + round(step * (most - 1) / 63) for step in range(64)}
+    places |= {recipe.warmup_steps} if recipe.warmup_steps else set()
+    return [(iteration, learning_rate(iteration, recipe)) for iteration in sorted(places)]
 
 
 def _time(recipe: Recipe, workspace: Workspace, total_tokens: int) -> TimeItem:

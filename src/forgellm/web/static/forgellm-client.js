@@ -64,6 +64,11 @@
             return this.#post('/api/training/publish_checkpoint', body);
         }
 
+        /** The fields that a recipe's text (YAML or JSON) names, checked. */
+        parseRecipe(text) {
+            return this.#post('/api/recipes/parse', { text });
+        }
+
         /** Memory, disk and time of a recipe, without starting it. */
         estimate(config) {
             return this.#post('/api/estimate', config);
@@ -282,6 +287,17 @@
             return this.#get('/api/dashboard/realtime');
         }
 
+        /** Put a file into a dataset; `content` is a Blob, a File, bytes or text. */
+        uploadFile(dataset, file, content) {
+            const body = { method: 'PUT', body: content, headers: { 'Content-Type': 'application/octet-stream' } };
+            return this.#answer(`/api/datasets/${part(dataset)}/files/${part(file)}`, body);
+        }
+
+        /** For good. */
+        deleteFile(dataset, file) {
+            return this.#delete(`/api/datasets/${part(dataset)}/files/${part(file)}`);
+        }
+
         // The server
 
         health() {
@@ -303,8 +319,12 @@
             return this.#reply(await this.#send(path, postOf(body)));
         }
 
-        async #delete(path) {
-            return this.#reply(await this.#send(path, { method: 'DELETE' }));
+        #delete(path) {
+            return this.#answer(path, { method: 'DELETE' });
+        }
+
+        async #answer(path, init) {
+            return this.#reply(await this.#send(path, init));
         }
 
         #send(path, { headers = {}, ...init }) {
