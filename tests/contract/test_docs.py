@@ -20,6 +20,7 @@ from forgellm.model_server.slot import Slot
 from forgellm.paths import Workspace
 from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest
 from forgellm.schema.publishing import DownloadRequest, PublishRequest
+from forgellm.schema.questions import QuestionsRequest
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import ResumeRequest
 from forgellm.web.app import create_app as create_web_server
@@ -158,6 +159,7 @@ REQUESTS: dict[str, Callable[[Any], object]] = {
     "/api/training/resume": ResumeRequest.model_validate,
     "/api/training/publish_checkpoint": PublishRequest.model_validate,
     "/api/models/download": DownloadRequest.model_validate,
+    "/api/dataset/questions": QuestionsRequest.model_validate,
     "/api/model/load": LoadRequest.model_validate,
     "/api/model/generate": GenerateRequest.model_validate,
     "/api/model/cancel": CancelRequest.model_validate,

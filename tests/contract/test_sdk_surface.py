@@ -43,6 +43,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "generateText": ("x",),
     "compareRuns": (["x"],),
     "renameRun": ("x", "y"),
+    "makeQuestions": ("x", "y"),
     "getTrainingStatus": (),
 }
 # Made of the others.

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from forgellm.cli import questions
 from forgellm.paths import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -19,11 +20,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     command = commands.add_parser("list", help="datasets with their size, tokens estimated")
     command.add_argument("--json", action="store_true", help="machine-readable output")
+    questions.add_parser(commands)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises ForgeError."""
+    if args.data_command == "questions":
+        return questions.run(args, find_workspace(args.workspace))
     datasets = _datasets(find_workspace(args.workspace))
     if args.json:
         print(json.dumps([dataset.model_dump() for dataset in datasets], indent=2))

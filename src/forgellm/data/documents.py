@@ -14,6 +14,8 @@ from forgellm.data.readers import READERS
 from forgellm.data.reading.reader import Unreadable, reason_of
 
 _HASHED_AT_ONCE = 1 << 22
+# What ForgeLLM itself lays beside documents, known by its name and its beginning.
+_OWN_FILES = {"report.json": b'{\n  "forgellm_questions":'}
 
 
 class Document(NamedTuple):
@@ -94,9 +96,9 @@ def dataset_files(folder: Path) -> Listing:
         folders[:] = [name for name in folders if not name.startswith(".")]
         linked = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         for name in [*names, *linked]:
-            if name.startswith("."):
-                continue
             path = os.path.join(parent, name)
+            if name.startswith(".") or (parent == root and _is_own(path, name)):
+                continue
             shown = _printable(os.path.relpath(path, root).replace(os.sep, "/"))
             entry = _examine(root, path, shown)
             if isinstance(entry, Skipped):
@@ -171,6 +173,16 @@ def read_file(file: DatasetFile, report: ReadReport) -> Iterator[Document]:
         report.skipped.append(Skipped(file.name, unreadable))
     elif report.documents == before and not skipped_rows:
         report.skipped.append(Skipped(file.name, "empty"))
+
+
+def _is_own(path: str, name: str) -> bool:
+    if name not in _OWN_FILES:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_OWN_FILES[name])) == _OWN_FILES[name]
+    except OSError:
+        return False
 
 
 def _examine(root: str, path: str, shown: str) -> DatasetFile | Skipped:

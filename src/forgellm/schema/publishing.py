@@ -11,7 +11,7 @@ from forgellm.schema.request import Request
 
 _ID_PART = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 
-JobKind = Literal["publish_checkpoint", "download", "demo"]
+JobKind = Literal["publish_checkpoint", "download", "demo", "questions"]
 JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 

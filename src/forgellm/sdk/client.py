@@ -184,6 +184,14 @@ class ForgeLLMClient(RunRoutes):
         route = f"/api/datasets/{quote(name, safe='')}/preview"
         return self._get(route, model=model, max_seq_length=max_seq_length, blocks=blocks)
 
+    def make_questions(self, dataset: str, name: str, **options: Any) -> Reply:
+        """Start a job that makes a dataset of questions and answers with the loaded model.
+
+        Options: `per_passage`, `limit`, `seed`, `known`, `max_tokens`.
+        """
+        body = {"dataset": dataset, "name": name, **options}
+        return self._post("/api/dataset/questions", body)
+
     def dashboard_data(self, training_dir: str | None = None) -> Reply:
         return self._get("/api/dashboard/data", training_dir=training_dir)
 

@@ -1,4 +1,4 @@
-"""Work that outlasts a request: one heavy job at a time, and downloads in a lane of their own.
+"""Work that outlasts a request: one heavy job at a time, and lanes of their own for what mostly waits.
 
 Jobs live as long as the web server. What they make is on the disk, whole or not at all.
 """
@@ -19,7 +19,7 @@ from forgellm.errors import Conflict, ForgeError, NotFound, Unavailable
 from forgellm.paths import iso_utc
 from forgellm.schema.publishing import JobItem, JobKind, JobStatus
 
-Lane = Literal["heavy", "download"]
+Lane = Literal["heavy", "download", "questions"]
 Listener = Callable[[dict[str, Any]], None]
 
 MAX_WAITING = 32

@@ -279,6 +279,11 @@
             return this.#get(`/api/datasets/${part(name)}/preview`, options);
         }
 
+        /** Start a job that makes a dataset of questions and answers with the loaded model. */
+        makeQuestions(dataset, name, options = {}) {
+            return this.#post('/api/dataset/questions', { dataset, name, ...options });
+        }
+
         dashboardData(trainingDir) {
             return this.#get('/api/dashboard/data', { training_dir: trainingDir });
         }
