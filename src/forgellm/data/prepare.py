@@ -16,7 +16,7 @@ from forgellm.data.datasets import find_dataset, find_replay
 from forgellm.data.document_store import token_store
 from forgellm.data.mixture import Mixture, plan_mixture, wanted_replay_rows
 from forgellm.data.packing import PackedStream, validation_rows
-from forgellm.data.prepared import PreparedData, RowStream
+from forgellm.data.prepared import PreparedData, RowStream, Texts, TokenText
 from forgellm.data.progress import OnProgress
 from forgellm.data.readers import READERS
 from forgellm.data.split import Split, all_documents, split_documents
@@ -132,6 +132,8 @@ def _assemble(
     else:
         packed = PackedConversations(domain, split.train, seq_len, recipe.seed)
         validation = partial(conversations_once, domain, split.validation, seq_len)
+    train = TokenText(domain.tokens, split.train)
+    texts = Texts(train, TokenText(domain.tokens, split.validation), None)
     mixture, packed_replay = Mixture(_num_rows(recipe), 0), None
     if replay is not None:
         _require_text(replay, "replay_dataset", recipe.replay_dataset or "the shipped text")
@@ -142,6 +144,7 @@ def _assemble(
         warnings += [warning] if warning else []
         if mixture.num_replay_rows:
             packed_replay = PackedStream(replay.tokens, spans, seq_len, recipe.seed)
+            texts = texts._replace(replay=TokenText(replay.tokens, spans))
     summary = _summary(domain, split, packed, seq_len, mixture, recipe) | {
         "chat_template": _named_template(recipe, tokenizer),
         "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -150,7 +153,9 @@ def _assemble(
         "replay_cache_key": replay and replay.key,
         "replay_tokens": packed_replay.epoch_tokens if packed_replay else 0,
     }
-    return PreparedData(summary, warnings, recipe, mixture, packed, packed_replay, validation)
+    return PreparedData(
+        summary, warnings, texts, recipe, mixture, packed, packed_replay, validation
+    )
 
 
 def _summary(

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forgellm.data.batches import Batch
 from forgellm.data.mixture import Mixture
 from forgellm.data.packing import PackedStream
+from forgellm.data.split import Spans
+from forgellm.data.tokenizer import Tokenizer
 from forgellm.schema.recipe import Recipe
 
 
@@ -27,6 +30,27 @@ class RowStream(Protocol):
 
 
 @dataclass(frozen=True)
+class TokenText:
+    """Documents as they are tokenised. `tokens` uint32 [tokens]."""
+
+    tokens: NDArray[np.uint32]
+    spans: Spans
+
+    def documents(self, tokenizer: Tokenizer) -> Iterator[str]:
+        """Their text, without control tokens."""
+        for start, end in zip(self.spans.starts, self.spans.ends, strict=True):
+            yield tokenizer.decode(self.tokens[start:end].tolist())
+
+
+class Texts(NamedTuple):
+    """What is trained on and what is held out."""
+
+    train: TokenText
+    validation: TokenText
+    replay: TokenText | None
+
+
+@dataclass(frozen=True)
 class PreparedData:
     """The batches of a run; each is a function of its number, so a resumed run meets the same.
 
@@ -37,6 +61,7 @@ class PreparedData:
 
     summary: dict[str, Any]
     warnings: list[str]
+    texts: Texts
     _recipe: Recipe
     _mixture: Mixture
     _domain: RowStream

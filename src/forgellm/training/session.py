@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from forgellm import __version__
@@ -28,6 +28,7 @@ from forgellm.schema.run import MetricsLine, RunRecord, RunState
 from forgellm.training.awake import kept_awake
 from forgellm.training.evaluations import RunEvaluations
 from forgellm.training.followers import Followers
+from forgellm.training.leaks import overlap_warnings
 from forgellm.training.loop import Observer, TrainingLoop
 from forgellm.training.plan import Plan, plan_compute
 from forgellm.training.preflight import rehearse
@@ -160,6 +161,8 @@ class Session:
         self.progress("reading and tokenising the documents")
         tokenizer = Tokenizer.load(model.path, start.template_folder)
         data = self._prepare(summary, workspace, plan, tokenizer, should_stop)
+        if not summary:
+            data = self._without_leaks(data, suite, plan, tokenizer, should_stop)
         self.progress("loading the model")
         engine = load_train_engine(plan.recipe, plan.model.path)
         if start.weights is not None:
@@ -172,6 +175,24 @@ class Session:
         return _Ready(
             plan, engine, tokenizer, data, measured, suite, lambda: group.any(should_stop())
         )
+
+    def _without_leaks(
+        self,
+        data: PreparedData,
+        suite: Suite,
+        plan: Plan,
+        tokenizer: Tokenizer,
+        should_stop: Callable[[], bool],
+    ) -> PreparedData:
+        """With what else there is to warn of. Raises DataError, _Stopped."""
+
+        def on_step() -> None:
+            if should_stop():
+                raise _Stopped
+
+        self.progress("looking for what is measured in the training text")
+        warnings = overlap_warnings(data, suite, tokenizer, plan.recipe, on_step)
+        return replace(data, warnings=[*data.warnings, *warnings])
 
     def _loop(self, ready: _Ready, recorder: Recorder, observer: Observer) -> TrainingLoop:
         recipe, engine, should_stop = ready.plan.recipe, ready.engine, ready.should_stop
