@@ -107,7 +107,9 @@ def test_learning_and_forgetting_are_measured_from_the_start_to_the_end(
 ) -> None:
     learned = "dataset/notes/000.txt"
     fields = {**MEASURED, "general_files": ["dataset/general", learned]}
-    run = train(workspace, engine=engine, learning_rate=0.03, max_iterations=8, **fields)
+    run = train(
+        workspace, engine=engine, learning_rate=0.03, max_iterations=8, allow_overlap=True, **fields
+    )
     lines = read_evaluations(run.folder)
     assert [line.iteration for line in lines] == [0, 4, 8]
     for line in lines:

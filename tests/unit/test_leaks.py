@@ -113,10 +113,10 @@ def test_general_text_that_is_trained_on_blocks(workspace: Workspace, place: str
 
 def test_some_copies_among_held_out_documents_warn_and_many_block(workspace: Workspace) -> None:
     notes = workspace.datasets / "notes"
-    (notes / "copy.txt").write_text(f"Changed: {words(3)}")
-    (notes / "copy2.txt").write_text(f"Changed again: {words(3)}")
+    for number in range(6):
+        (notes / f"copy{number}.txt").write_text(f"Changed: {words(number)}")
     (warning,) = warnings_of(workspace, validation_split=0.5)
-    assert "of 11 validation documents are in the training text" in warning
+    assert "of 13 validation documents are in the training text" in warning
     for number in range(40):
         (notes / f"{number:02d}.txt").write_text(f"Page {number}. {words(1)}")
     with pytest.raises(DataError, match="validation documents are in the training text"):

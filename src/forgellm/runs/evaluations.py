@@ -51,6 +51,24 @@ def read_samples(folder: Path) -> list[SampleLine]:
     return [line for number in sorted(by_iteration) for line in by_iteration[number]]
 
 
+def probe_accuracy(line: EvaluationLine | None) -> float | None:
+    """Share of all probes of all files that were answered right."""
+    if line is None or not line.probes:
+        return None
+    asked = sum(figures.num_probes for figures in line.probes)
+    return sum(figures.right.count("1") for figures in line.probes) / asked
+
+
+def general_loss(line: EvaluationLine | None) -> float | None:
+    """Mean over the tokens of all general text, in nats; None where one of them has no loss."""
+    if line is None or not line.general:
+        return None
+    parts = [(f.loss, f.num_tokens) for f in line.general if f.loss is not None]
+    if len(parts) < len(line.general):
+        return None
+    return sum(loss * tokens for loss, tokens in parts) / sum(tokens for _, tokens in parts)
+
+
 def _append(path: Path, lines: Iterable[BaseModel]) -> None:
     texts = [line.model_dump_json().encode() for line in lines]
     if texts:

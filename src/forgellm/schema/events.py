@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from forgellm.schema.evaluation import EvaluationLine
 from forgellm.schema.request import Request
 from forgellm.schema.run import Phase
 
@@ -50,6 +51,14 @@ class TrainingUpdate(RunEvent):
     eta_minutes: float | None
     overfitting: bool
     overfitting_iteration: int | None
+
+
+class EvaluationUpdate(RunEvent):
+    """The run has measured what it has learned and forgotten, at the iteration of `evaluation`."""
+
+    name: ClassVar[str] = "evaluation_update"
+
+    evaluation: EvaluationLine
 
 
 class TrainingComplete(RunEvent):

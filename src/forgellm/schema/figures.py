@@ -15,7 +15,13 @@ class CheckpointItem(Item):
     iteration: int
     path: str = Field(examples=["models/cpt/my_model/0000300_adapters.safetensors"])
     validation_loss: float | None
-    rank: int = Field(description="1 is the best, by validation loss.")
+    probe_accuracy: float | None = Field(
+        description="Share of all probes answered right; null where none were asked."
+    )
+    general_loss: float | None = Field(
+        description="Over all tokens of the general text, in nats; null where it was not measured."
+    )
+    rank: int = Field(description="1 is the best, by what `rank_by` asks for.")
     is_best: bool
     size_mb: float
     created_at: str
@@ -45,6 +51,10 @@ class Performance(Item):
 
 class DashboardReply(Reply):
     training_data: list[MetricsLine] = Field(description="At most 2,000 points.")
+    evaluations: list[EvaluationLine] = Field(
+        description="What was measured at the start and at checkpoints, by iteration."
+    )
+    samples: list[SampleLine] = Field(description="Answers to the recipe's sample prompts.")
     best_checkpoints: list[int]
     training_config: dict[str, Any] | None = Field(description="The recipe; null without runs.")
     performance_metrics: Performance

@@ -165,9 +165,9 @@ class ForgeLLMClient(RunRoutes):
 
     # Data, checkpoints and figures
 
-    def checkpoints(self, training_dir: str | None = None) -> Reply:
+    def checkpoints(self, training_dir: str | None = None, *, rank_by: str | None = None) -> Reply:
         """Checkpoints of a run, else of the current or the last one."""
-        return self._get("/api/checkpoints", training_dir=training_dir)
+        return self._get("/api/checkpoints", training_dir=training_dir, rank_by=rank_by)
 
     def dataset_info(self) -> Reply:
         return self._get("/api/dataset/info")

@@ -7,11 +7,19 @@ from collections import deque
 from typing import Any
 
 from forgellm.errors import TrainingFailed
+from forgellm.paths import iso_utc
 from forgellm.runs.checkpoints import best_iterations, list_checkpoints
+from forgellm.runs.evaluations import EVALUATIONS_NAME, read_evaluations
 from forgellm.runs.metrics import METRICS_NAME, downsample, read_lines
 from forgellm.runs.store import Run
 from forgellm.runs.summary import progress_percentage
-from forgellm.schema.events import RunEvent, TrainingComplete, TrainingError, TrainingUpdate
+from forgellm.schema.events import (
+    EvaluationUpdate,
+    RunEvent,
+    TrainingComplete,
+    TrainingError,
+    TrainingUpdate,
+)
 from forgellm.schema.run import MetricsLine, RunState
 from forgellm.web.run_status import RunFigures
 
@@ -39,13 +47,14 @@ class RunFeed:
         self._shown: tuple[object, ...] = ()
         self._has_ended = False
         self._held: deque[RunEvent] = deque(maxlen=_BURST)
+        self._evaluations_size, self._evaluated_until = self._size_of_evaluations(), iso_utc()
         self._allowance, self._filled_at = float(_BURST), time.monotonic()
         self.latest: RunEvent = self._look()[-1]
         """The event that was handed out last: the snapshot for a new subscriber."""
 
     def poll(self) -> list[RunEvent]:
         """What is new, oldest first. A run that reports faster than the pace skips updates, never
-        its last one, and never its end.
+        its last one, a measurement of its model, or its end.
 
         Raises RunNotFound when the folder is gone.
         """
@@ -53,10 +62,11 @@ class RunFeed:
         if seen != self._seen:
             self._seen = seen
             self._held.extend(self._look())
+        evaluations = self._new_evaluations()
         due = [self._held.popleft() for _ in range(self._num_allowed())]
         if due:
             self.latest = due[-1]
-        return due
+        return [*evaluations, *due]
 
     def missed(self, since_seq: int) -> list[RunEvent]:
         """The updates after `since_seq` and before `latest`; many are thinned to `MAX_BACKFILL`."""
@@ -85,6 +95,29 @@ class RunFeed:
         if stats == [(0, 0, 0)] * 2:
             self._run.record()
         return (*stats, self._run.is_alive())
+
+    def _new_evaluations(self) -> list[RunEvent]:
+        size = self._size_of_evaluations()
+        if size == self._evaluations_size:
+            return []
+        self._evaluations_size = size
+        lines = read_evaluations(self._run.folder)
+        new = [line for line in lines if line.timestamp > self._evaluated_until]
+        if new:
+            self._evaluated_until = max(line.timestamp for line in new)
+        common = self._common(self._run.state(), self._seq)
+        return [
+            EvaluationUpdate.model_validate(
+                {**common, "timestamp": line.timestamp, "evaluation": line}
+            )
+            for line in new
+        ]
+
+    def _size_of_evaluations(self) -> int:
+        try:
+            return (self._run.folder / EVALUATIONS_NAME).stat().st_size
+        except OSError:
+            return 0
 
     def _look(self) -> list[RunEvent]:
         # The state first: a trainer writes its last line before its last state.

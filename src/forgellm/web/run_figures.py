@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Query
 
 from forgellm.errors import RunNotFound
 from forgellm.paths import Workspace
 from forgellm.runs.checkpoints import NUM_BEST, Checkpoint, list_checkpoints, rank
+from forgellm.runs.evaluations import general_loss, probe_accuracy, read_evaluations
 from forgellm.runs.metrics import METRICS_NAME, downsample, effective, read_lines
 from forgellm.runs.store import Run, active_run, find_run, latest_run
 from forgellm.runs.summary import (
@@ -20,11 +22,13 @@ from forgellm.runs.summary import (
     progress_percentage,
     training_stability,
 )
+from forgellm.schema.evaluation import EvaluationLine
 from forgellm.schema.figures import CheckpointItem, Performance
 from forgellm.schema.manage import RunChangedReply, RunItem, RunReply
 from forgellm.schema.run import ACTIVE_PHASES, MetricsLine, RunState
 
 MB = 1_000_000
+RankBy = Literal["validation_loss", "probes", "general"]
 TrainingDir = Annotated[
     str | None,
     Query(
@@ -48,20 +52,34 @@ def curve_of(run: Run) -> list[MetricsLine]:
     return effective(read_lines(run.folder)[0])
 
 
-def checkpoint_items(run: Run) -> list[CheckpointItem]:
+def checkpoint_items(run: Run, rank_by: RankBy = "validation_loss") -> list[CheckpointItem]:
     """Best first."""
+    measured = {line.iteration: line for line in read_evaluations(run.folder)}
+    ranked = rank(list_checkpoints(run.folder))
+    if rank_by != "validation_loss":
+        # Stable, so that checkpoints that are alike stay in the order of their validation loss.
+        ranked.sort(key=lambda checkpoint: _order(measured.get(checkpoint.iteration), rank_by))
     return [
         CheckpointItem(
             iteration=checkpoint.iteration,
             path=run.workspace.relative(checkpoint.weights),
             validation_loss=checkpoint.validation_loss,
+            probe_accuracy=probe_accuracy(measured.get(checkpoint.iteration)),
+            general_loss=general_loss(measured.get(checkpoint.iteration)),
             rank=number,
             is_best=number == 1,
             size_mb=round(checkpoint.size_bytes / MB, 3),
             created_at=checkpoint.created_at,
         )
-        for number, checkpoint in enumerate(rank(list_checkpoints(run.folder)), 1)
+        for number, checkpoint in enumerate(ranked, 1)
     ]
+
+
+def _order(line: EvaluationLine | None, rank_by: RankBy) -> float:
+    accuracy, loss = probe_accuracy(line), general_loss(line)
+    if rank_by == "probes":
+        return math.inf if accuracy is None else -accuracy
+    return math.inf if loss is None else loss
 
 
 def performance_of(lines: list[MetricsLine], state: RunState) -> Performance:

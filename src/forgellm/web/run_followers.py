@@ -8,7 +8,7 @@ from contextlib import suppress
 from forgellm.errors import InvalidRequest, RunNotFound
 from forgellm.paths import Workspace
 from forgellm.runs.store import active_run, find_run, latest_run
-from forgellm.schema.events import RunEvent, SubscribeRequest
+from forgellm.schema.events import EvaluationUpdate, RunEvent, SubscribeRequest
 from forgellm.web.outbox import Outbox
 from forgellm.web.run_feed import RunFeed
 
@@ -65,7 +65,8 @@ class RunFollowers:
                 followed.add(self._current)
             self._feeds = {run: feed for run, feed in self._feeds.items() if run in followed}
             for event in await asyncio.to_thread(self._poll):
-                await self._send(self._followers(event.training_id), event)
+                replaces = not isinstance(event, EvaluationUpdate)
+                await self._send(self._followers(event.training_id), event, replaces=replaces)
 
     async def _choose(self, sid: str, name: str) -> str:
         runs = self._chosen.setdefault(sid, set())

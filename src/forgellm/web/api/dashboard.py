@@ -12,6 +12,7 @@ from forgellm import hardware
 from forgellm.errors import InvalidRequest
 from forgellm.paths import Workspace
 from forgellm.runs.checkpoints import best_iterations, list_checkpoints
+from forgellm.runs.evaluations import read_evaluations, read_samples
 from forgellm.runs.metrics import last_line
 from forgellm.runs.store import Run, find_run
 from forgellm.schema.figures import (
@@ -97,6 +98,8 @@ def _dashboard(run: Run) -> DashboardReply:
     points, performance = summed_up(run)
     return DashboardReply(
         training_data=points,
+        evaluations=read_evaluations(run.folder),
+        samples=read_samples(run.folder),
         best_checkpoints=best_iterations(list_checkpoints(run.folder)),
         training_config=record.recipe.without_secrets().model_dump(),
         performance_metrics=performance,
@@ -111,6 +114,8 @@ def _dashboard(run: Run) -> DashboardReply:
 
 _NO_DASHBOARD = DashboardReply(
     training_data=[],
+    evaluations=[],
+    samples=[],
     best_checkpoints=[],
     training_config=None,
     performance_metrics=Performance(),

@@ -265,9 +265,9 @@
 
         // Data, checkpoints and figures
 
-        /** Checkpoints of a run, else of the current or the last one. */
-        checkpoints(trainingDir) {
-            return this.#get('/api/checkpoints', { training_dir: trainingDir });
+        /** Checkpoints of a run, else of the current or the last one; best by `rankBy`. */
+        checkpoints(trainingDir, rankBy) {
+            return this.#get('/api/checkpoints', { training_dir: trainingDir, rank_by: rankBy });
         }
 
         datasetInfo() {
