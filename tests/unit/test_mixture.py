@@ -114,3 +114,26 @@ def test_held_out_documents_can_be_kept_from_replay() -> None:
     replayed = all_documents(store, excluded=split.held_out)
     assert replayed.starts.tolist() == split.train.starts.tolist()
     assert len(split.held_out) == 2
+
+
+@given(st.integers(2, 200), st.data())
+def test_a_changed_share_leaves_the_rows_before_it_and_every_order_alone(
+    num_rows: int, data: st.DataObject
+) -> None:
+    most = data.draw(st.integers(0, 2 * num_rows))
+    first = Mixture(num_rows, data.draw(st.integers(0, min(most, num_rows - 1))), most)
+    starts = sorted(data.draw(st.lists(st.integers(0, num_rows), max_size=4)))
+    mixture = first
+    for start in starts:
+        share = data.draw(st.floats(0, 1))
+        earlier, mixture = mixture, mixture.changed(start, share)
+        rows = [mixture.source_of(row) for row in range(num_rows)]
+        assert rows[:start] == [earlier.source_of(row) for row in range(start)]
+        replay = [row for is_replay, row in rows if is_replay]
+        assert replay == list(range(mixture.num_replay_rows))
+        own = [row for is_replay, row in rows if not is_replay]
+        assert own == list(range(num_rows - mixture.num_replay_rows))
+        assert len(replay) <= most
+        if start < num_rows and most >= 2 * num_rows:
+            after = sum(is_replay for is_replay, _ in rows[start:])
+            assert after == round((num_rows - start) * share)

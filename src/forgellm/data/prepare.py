@@ -44,7 +44,8 @@ def prepare_data(
     cache = workspace.cache / "tokens"
     domain = _domain_store(recipe, dataset, tokenizer, seq_len, cache, on_progress)
     replay = None
-    if wanted_replay_rows(_num_rows(recipe), recipe.data_mixture_ratio):
+    is_wanted = wanted_replay_rows(_num_rows(recipe), recipe.data_mixture_ratio)
+    if is_wanted or recipe.replay == "auto":
         source = find_replay(workspace, recipe.replay_dataset)
         if source == dataset:
             raise ConfigError.one("replay_dataset", "must be another folder than dataset")
@@ -142,7 +143,7 @@ def _assemble(
             mixture.num_rows, recipe.data_mixture_ratio, spans.num_tokens, seq_len
         )
         warnings += [warning] if warning else []
-        if mixture.num_replay_rows:
+        if mixture.num_replay_rows or recipe.replay == "auto":
             packed_replay = PackedStream(replay.tokens, spans, seq_len, recipe.seed)
             texts = texts._replace(replay=TokenText(replay.tokens, spans))
     summary = _summary(domain, split, packed, seq_len, mixture, recipe) | {

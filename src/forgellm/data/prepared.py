@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
@@ -73,6 +73,15 @@ class PreparedData:
     def shared(self, rank: int, num_ranks: int) -> PreparedData:
         """The same batches, of which this process computes only its share of the rows."""
         return replace(self, _rank=rank, _num_ranks=num_ranks)
+
+    def with_replay(self, shares: Iterable[tuple[int, float]]) -> PreparedData:
+        """With other shares of replay, each from the iteration after the one it is named with, which
+        come in order."""
+        mixture = self._mixture
+        rows = self._recipe.grad_accum_steps * self._recipe.batch_size
+        for iteration, share in shares:
+            mixture = mixture.changed(iteration * rows, share)
+        return replace(self, _mixture=mixture)
 
     def batch(self, index: int) -> Batch:
         """Micro-batch number `index`, from 0; `grad_accum_steps` of them make an iteration."""

@@ -56,14 +56,14 @@ class Suite:
 
 
 def suite_of(recipe: Recipe, workspace: Workspace) -> Suite:
-    """What a run measures. The shipped general text is part of it wherever probes are, unless the
-    recipe says otherwise.
+    """What a run measures. The shipped general text is part of it wherever probes are or replay is
+    automatic, unless the recipe says otherwise.
 
     Raises ConfigError for a path that is not there, DataError for one that holds nothing usable.
     """
     general = recipe.general_files
     if general is None:
-        general = [SHIPPED] if recipe.probe_files else []
+        general = [SHIPPED] if recipe.probe_files or recipe.replay == "auto" else []
     return Suite(
         tuple(_probe_file(name, workspace) for name in dict.fromkeys(recipe.probe_files)),
         tuple(_general(name, workspace) for name in dict.fromkeys(general)),

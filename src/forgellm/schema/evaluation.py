@@ -55,6 +55,9 @@ class EvaluationLine(BaseModel):
     general: list[GeneralFigures]
     seconds: float
     timestamp: str
+    replay_share: float | None = Field(
+        default=None, description="replay auto: the share of replay from here on, where it changed."
+    )
 
 
 class SampleLine(BaseModel):

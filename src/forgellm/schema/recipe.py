@@ -145,6 +145,16 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
         le=1,
         description="Share of training tokens from the dataset; the rest is replay.",
     )
+    replay: Literal["fixed", "auto"] = Field(
+        "fixed",
+        description="auto: the share of replay is raised at a checkpoint where general loss has passed replay_bound.",
+    )
+    replay_bound: float = Field(
+        0.05,
+        gt=0,
+        le=10,
+        description="replay auto: nats per token by which general loss may exceed that at the start.",
+    )
     replay_dataset: str | None = Field(
         None,
         min_length=1,
@@ -234,6 +244,8 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
         if self.columns and not {"messages"} <= self.columns.keys():
             if not {"user", "assistant"} <= self.columns.keys():
                 raise ValueError("columns: name messages, or both user and assistant")
+        if self.replay == "auto" and self.general_files == []:
+            raise ValueError("general_files: replay auto needs general text to measure")
         if self.min_lr is not None and self.learning_rate is not None:
             if self.min_lr > self.learning_rate:
                 raise ValueError("min_lr: must not exceed learning_rate")

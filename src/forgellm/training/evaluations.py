@@ -10,6 +10,7 @@ from forgellm.evaluation.measure import Measurer
 from forgellm.evaluation.suite import Suite
 from forgellm.schema.evaluation import EvaluationLine
 from forgellm.training.recorder import Recorder
+from forgellm.training.replay import ReplayRule
 
 
 class _StopAsked(Exception):
@@ -26,24 +27,33 @@ class RunEvaluations:
         tokenizer: Tokenizer,
         recorder: Recorder,
         should_stop: Callable[[], bool],
+        replay: ReplayRule | None = None,
     ) -> None:
         def on_step() -> None:
             if should_stop():
                 raise _StopAsked
 
-        self._engine, self._recorder = engine, recorder
+        self._engine, self._recorder, self._replay = engine, recorder, replay
         self._measurer = Measurer(tokenizer, suite, on_step)
         self._start: EvaluationLine | None = None
         self._measured_at: int | None = None
+        # Iterations, and the share of replay after each: what the run's rows depend on.
+        self.replay_shares: list[tuple[int, float]] = []
 
     def continue_from(self, iteration: int) -> None:
         """Take up what an earlier part of the run has measured. Lines past its checkpoint are of
         weights that no longer exist."""
         for line in self._recorder.evaluations_until(iteration):
             self._remember(line)
+            if self._replay is not None:
+                self._replay.recall(line)
 
-    def at(self, iteration: int) -> None:
-        """Measure, unless that was done already. Raises DiskFull, OutOfMemory."""
+    def at(self, iteration: int, *, is_scheduled: bool) -> None:
+        """Measure, unless that was done already. Raises DiskFull, OutOfMemory.
+
+        Only what is scheduled may change the share of replay, so that a run that was stopped and
+        resumed decides as one that was not.
+        """
         if self._measured_at == iteration:
             return
         try:
@@ -55,6 +65,8 @@ class RunEvaluations:
                 samples = self._measurer.samples(model, iteration)
         except _StopAsked:
             return
+        if self._replay is not None and is_scheduled:
+            line = line.model_copy(update={"replay_share": self._replay.observe(line)})
         self._recorder.evaluation(line, samples)
         self._remember(line)
 
@@ -62,3 +74,5 @@ class RunEvaluations:
         if line.iteration == 0:
             self._start = line
         self._measured_at = line.iteration
+        if line.replay_share is not None:
+            self.replay_shares.append((line.iteration, line.replay_share))

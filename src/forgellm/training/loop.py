@@ -39,6 +39,7 @@ class TrainingLoop:
         evaluations: RunEvaluations | None = None,
     ) -> None:
         self._recorder, self._recipe, self._engine, self._data = recorder, recipe, engine, data
+        self._planned_data = data
         self._should_stop, self._observer = should_stop, observer
         self._evaluations = evaluations
         self._state = RunState()
@@ -196,7 +197,8 @@ class TrainingLoop:
         """After the checkpoint, so that what goes wrong here costs no training."""
         if self._evaluations is not None:
             self._enter("evaluating")
-            self._evaluations.at(iteration)
+            self._evaluations.at(iteration, is_scheduled=iteration == 0 or self._saves(iteration))
+            self._data = self._planned_data.with_replay(self._evaluations.replay_shares)
 
     def _finish_early(self) -> RunState:
         self._save_once()

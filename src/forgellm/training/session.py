@@ -33,6 +33,7 @@ from forgellm.training.loop import Observer, TrainingLoop
 from forgellm.training.plan import Plan, plan_compute
 from forgellm.training.preflight import rehearse
 from forgellm.training.recorder import Recorder, RunRecorder, SilentRecorder
+from forgellm.training.replay import ReplayRule
 from forgellm.training.start import Start, find_start
 
 log = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ class Session:
         evaluations = None
         if not ready.suite.is_empty:
             evaluations = RunEvaluations(
-                ready.suite, engine, ready.tokenizer, recorder, should_stop
+                ready.suite, engine, ready.tokenizer, recorder, should_stop, _replay_rule(ready)
             )
         return TrainingLoop(
             recorder, recipe, engine, ready.data, should_stop, observer, evaluations
@@ -237,6 +238,14 @@ class Session:
         if summary:
             return reopen_prepared(summary, recipe, workspace, tokenizer, seq_len, on_progress)
         return prepare_data(recipe, workspace, tokenizer, seq_len, on_progress)
+
+
+def _replay_rule(ready: _Ready) -> ReplayRule | None:
+    recipe = ready.plan.recipe
+    if recipe.replay != "auto":
+        return None
+    share = 1 - ready.data.summary["achieved_mixture_ratio"]
+    return ReplayRule(share, recipe.replay_bound, ready.engine.group.any)
 
 
 def _require_engine_of_launcher(engine: str) -> None:
