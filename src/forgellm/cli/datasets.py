@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from forgellm.cli import questions
+from forgellm.cli import probes, questions
 from forgellm.paths import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -21,11 +21,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     command = commands.add_parser("list", help="datasets with their size, tokens estimated")
     command.add_argument("--json", action="store_true", help="machine-readable output")
     questions.add_parser(commands)
+    probes.add_parser(commands)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises ForgeError."""
+    if args.data_command == "probes":
+        return probes.run(args, find_workspace(args.workspace))
     if args.data_command == "questions":
         return questions.run(args, find_workspace(args.workspace))
     datasets = _datasets(find_workspace(args.workspace))

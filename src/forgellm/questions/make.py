@@ -142,12 +142,7 @@ def _row(pair: Pair, passage: Span, model: str) -> dict[str, Any]:
             {"role": "user", "content": pair.question},
             {"role": "assistant", "content": pair.answer},
         ],
-        "source": {
-            "file": passage.source,
-            "start": passage.start,
-            "end": passage.end,
-            "text": passage.text,
-        },
+        "source": passage.as_json(),
         "model": model,
     }
 

@@ -7,7 +7,7 @@ import heapq
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from forgellm.data.documents import Document, ReadReport, iter_documents
 
@@ -31,6 +31,9 @@ class Span(NamedTuple):
     start: int
     end: int
     text: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"file": self.source, "start": self.start, "end": self.end, "text": self.text}
 
 
 def sentence_spans(document: Document) -> Iterator[Span]:
