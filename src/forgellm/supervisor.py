@@ -25,7 +25,7 @@ from forgellm.errors import (
     WorkerDied,
 )
 from forgellm.paths import Workspace, iso_utc
-from forgellm.runs.checkpoints import newest_verified
+from forgellm.runs.checkpoints import list_checkpoints, newest_verified
 from forgellm.runs.last_words import cause_of_death
 from forgellm.runs.lineage import waits_for, with_base_run
 from forgellm.runs.lock import LOCK_FD_VARIABLE, RunLock, file_lock, holder
@@ -99,6 +99,33 @@ def claim_resume(workspace: Workspace, run: Run) -> RunLock:
         _refuse_second(workspace)
         run.clear_stop_request()
         return RunLock(run.folder).acquire()
+
+
+def claim_again(workspace: Workspace, run: Run) -> tuple[RunLock, bool]:
+    """The lock of a run to be gone on with in this very process, and whether that is a resume: one
+    that has no checkpoint, and perhaps only waits in the queue, begins at its beginning.
+
+    Raises TrainingAlreadyRunning, and CheckpointNotFound if all its checkpoints are damaged.
+    """
+    can_resume = _has_checkpoint(run)
+    with _start_lock(workspace):
+        _refuse_second(workspace)
+        run.clear_stop_request()
+        return RunLock(run.folder).acquire(), can_resume
+
+
+def queue_again(workspace: Workspace, run: Run, *, command: Sequence[str] = TRAINER) -> None:
+    """Let a run that has ended wait for its turn to go on, from its beginning without a checkpoint.
+
+    Raises RunBusy if it trains, and CheckpointNotFound if all its checkpoints are damaged.
+    """
+    _has_checkpoint(run)
+    with _start_lock(workspace):
+        with RunLock(run.folder).acquire():
+            run.clear_stop_request()
+            update = {"phase": "queued", "error": None, "eta_minutes": None}
+            run.write_state(run.written_state().model_copy(update=update))
+        _start_next(workspace, command)
 
 
 def launch(run: Run, *, resume: bool = False, command: Sequence[str] = TRAINER) -> None:
@@ -228,6 +255,14 @@ def _require_checkpoint(run: Run) -> None:
         )
 
 
+def _has_checkpoint(run: Run) -> bool:
+    """Raises CheckpointNotFound if there are some, but none is intact."""
+    checkpoint, problems = newest_verified(run.folder)
+    if problems and checkpoint is None:
+        _require_checkpoint(run)
+    return checkpoint is not None
+
+
 def _start_next(workspace: Workspace, command: Sequence[str]) -> None:
     """Launch the longest-waiting queued run if none is training. The start lock must be held.
 
@@ -243,7 +278,8 @@ def _start_next(workspace: Workspace, command: Sequence[str]) -> None:
                     continue
                 queued.append((run.record().created_at, run.name, run))
     if queued:
-        launch(min(queued)[2], command=command)
+        run = min(queued)[2]
+        launch(run, resume=bool(list_checkpoints(run.folder)), command=command)
 
 
 def _note_death(run: Run) -> None:

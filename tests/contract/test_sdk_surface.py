@@ -37,6 +37,7 @@ PROXIED = {
 # What a method needs to be called at all.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "startTraining": ({},),
+    "startChain": ([],),
     "estimate": ({},),
     "publishCheckpoint": ("x",),
     "loadModel": ("x",),

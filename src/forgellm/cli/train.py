@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from forgellm.errors import InvalidRequest, TrainingAlreadyRunning
 from forgellm.paths import Workspace, find_workspace
+from forgellm.schema.chain import parse_stages
 from forgellm.schema.recipe import Recipe, parse_recipe
 
 # Lists of texts that may hold a comma: the flag is given once for each.
@@ -25,7 +26,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--workspace", help="folder that holds models/ and dataset/")
     parser.add_argument(
-        "--config", type=Path, metavar="run.yaml", help="a recipe; flags override it"
+        "--config",
+        type=Path,
+        metavar="run.yaml",
+        help="a recipe, or stages of a chain; flags override it",
     )
     parser.add_argument("--resume", metavar="RUN", help="continue a run: its name, id or folder")
     fields = parser.add_argument_group("recipe")
@@ -48,9 +52,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Raises ForgeError."""
     from forgellm import supervisor
+    from forgellm.cli.chain import train_chain
     from forgellm.cli.foreground import make_console, train_here
     from forgellm.cli.summary import print_summary
-    from forgellm.engines.process_group import launched_rank
+    from forgellm.engines.process_group import is_launched, launched_rank
     from forgellm.runs.store import find_run
     from forgellm.training.session import Session
 
@@ -59,6 +64,12 @@ def run(args: argparse.Namespace) -> int:
     given = {n: v for n in Recipe.model_fields if (v := getattr(args, n)) is not None}
     if args.resume and (given or args.config):
         raise InvalidRequest("--resume continues a run as it was; it takes no other options")
+    stages = stages_from(args.config, given)
+    if stages is not None:
+        if is_launched():
+            raise InvalidRequest("mlx.launch trains one recipe at a time, without stages")
+        train_chain(workspace, *stages, console)
+        return 0
     if launched_rank() > 0:
         resumed = find_run(workspace, args.resume) if args.resume else None
         recipe = resumed.record().recipe if resumed else recipe_from(args.config, given)
@@ -77,6 +88,24 @@ def run(args: argparse.Namespace) -> int:
 
 def recipe_from(config: Path | None, given: dict[str, Any]) -> Recipe:
     """A recipe of a YAML file and flags, the flags first. Raises ConfigError, InvalidRequest."""
+    values = _read_yaml(config) if config else {}
+    return parse_recipe({**values, **_fields_of(given)}, from_text=True)
+
+
+def stages_from(config: Path | None, given: dict[str, Any]) -> tuple[str, list[Recipe]] | None:
+    """A chain's name and recipes, if the file holds `stages`; flags come first in each.
+
+    Raises ConfigError, InvalidRequest.
+    """
+    values = _read_yaml(config) if config else {}
+    if config is None or "stages" not in values:
+        return None
+    recipes = parse_stages(values, _fields_of(given), from_text=True)
+    return str(values.get("chain") or config.stem), recipes
+
+
+def _fields_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Flags whose text stands for more than one value, taken apart."""
     if isinstance(given.get("lora_target"), str) and "," in given["lora_target"]:
         given["lora_target"] = given["lora_target"].split(",")
     if isinstance(given.get("report_to"), str):
@@ -84,7 +113,7 @@ def recipe_from(config: Path | None, given: dict[str, Any]) -> Recipe:
     if isinstance(given.get("columns"), str):
         pairs = [part.partition("=") for part in given["columns"].split(",")]
         given["columns"] = {name.strip(): column.strip() for name, _, column in pairs}
-    return parse_recipe({**(_read_yaml(config) if config else {}), **given}, from_text=True)
+    return given
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The routes around runs, the trash and the queue."""
+"""The routes around runs, the trash, the queue and chains."""
 
 from __future__ import annotations
 
@@ -82,6 +82,25 @@ class RunRoutes(Transport):
 
     def leave_queue(self, name: str) -> Reply:
         return self._delete(f"/api/queue/{_part(name)}")
+
+    def start_chain(self, stages: Sequence[Mapping[str, Any]], **fields: Any) -> Reply:
+        """Train one recipe after another, each from the run before it. `fields` are the stages'
+        defaults, and in `chain` a name."""
+        return self._post("/api/chains", {"stages": [dict(stage) for stage in stages], **fields})
+
+    def list_chains(self) -> Reply:
+        return self._get("/api/chains")
+
+    def get_chain(self, name: str) -> Reply:
+        return self._get(f"/api/chains/{_part(name)}")
+
+    def continue_chain(self, name: str) -> Reply:
+        """Go on with the stage that failed or was stopped."""
+        return self._post(f"/api/chains/{_part(name)}/continue")
+
+    def delete_chain(self, name: str) -> Reply:
+        """Forget it; its runs stay."""
+        return self._delete(f"/api/chains/{_part(name)}")
 
 
 def _part(name: str) -> str:

@@ -16,7 +16,9 @@ from forgellm.errors import DiskTooSmall
 from forgellm.evaluation.suite import suite_of
 from forgellm.hardware import GB
 from forgellm.paths import Workspace
-from forgellm.runs.lineage import with_base_run
+from forgellm.runs.chains import Chain
+from forgellm.runs.lineage import inherited, with_base_run
+from forgellm.schema.chain import PREVIOUS
 from forgellm.schema.recipe import Recipe
 from forgellm.training.estimate import (
     MemoryEstimate,
@@ -60,6 +62,26 @@ def plan_run(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool = Fal
         require_row_files(dataset)
     warnings = [*plan.warnings, *_replay_warnings(recipe, workspace, plan.max_seq_length)]
     return replace(plan, warnings=warnings)
+
+
+def plan_chain(chain: Chain, *, allow_absolute: bool = False) -> dict[int, Plan]:
+    """Plans of a chain's stages from its first incomplete one on, by their numbers.
+
+    A stage that starts from the one before is planned as if that were done. Raises what `plan_run`
+    raises.
+    """
+    plans: dict[int, Plan] = {}
+    first = chain.first_incomplete()
+    before = chain.run_of(first - 1) if first else None
+    base = before.record().recipe if before else None
+    num_stages = len(chain.record.stages)
+    for number in range(num_stages if first is None else first, num_stages):
+        recipe = chain.record.stages[number].recipe
+        if recipe.base_run == PREVIOUS and base is not None:
+            recipe = inherited(recipe, base).model_copy(update={"base_run": None})
+        plans[number] = plan_run(recipe, chain.workspace, allow_absolute=allow_absolute)
+        base = plans[number].recipe
+    return plans
 
 
 def plan_compute(recipe: Recipe, model: ModelFolder, workspace: Workspace) -> Plan:

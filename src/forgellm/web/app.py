@@ -19,6 +19,7 @@ from forgellm.paths import Workspace
 from forgellm.supervisor import Supervisor
 from forgellm.web import pages
 from forgellm.web.api import (
+    chains,
     checkpoints,
     dashboard,
     datasets,
@@ -74,7 +75,18 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
     envelope.install(app)
     app.include_router(health.make_router(workspace, model_server))
     app.include_router(training.make_router(workspace, run_status))
-    for area in (models, checkpoints, datasets, filesystem, runs, trash, queue, estimate, uploads):
+    for area in (
+        models,
+        checkpoints,
+        datasets,
+        filesystem,
+        runs,
+        trash,
+        queue,
+        chains,
+        estimate,
+        uploads,
+    ):
         app.include_router(area.make_router(workspace))
     app.include_router(dashboard.make_router(workspace, run_status))
     app.include_router(publishing.make_router(workspace, job_runner))

@@ -182,6 +182,29 @@
             return this.#delete(`/api/queue/${part(name)}`);
         }
 
+        /** Train one recipe after another, each from the run before it; fields are their defaults. */
+        startChain(stages, fields = {}) {
+            return this.#post('/api/chains', { stages, ...fields });
+        }
+
+        listChains() {
+            return this.#get('/api/chains');
+        }
+
+        getChain(name) {
+            return this.#get(`/api/chains/${part(name)}`);
+        }
+
+        /** Go on with the stage that failed or was stopped. */
+        continueChain(name) {
+            return this.#post(`/api/chains/${part(name)}/continue`);
+        }
+
+        /** Forget it; its runs stay. */
+        deleteChain(name) {
+            return this.#delete(`/api/chains/${part(name)}`);
+        }
+
         // Models
 
         /** Begin loading; the reply comes at once, and generating waits until it is there. */
