@@ -12,7 +12,7 @@ from forgellm.schema.recipe import Recipe, parse_recipe
 from tiny_model import build_tiny_model
 from tiny_tokenizer import build_tiny_tokenizer
 
-_WORDS = "the tide lamp keeper walks north over wet stones and counts eleven green boats".split()
+WORDS = "the tide lamp keeper walks north over wet stones and counts eleven green boats".split()
 
 
 def build_tiny_workspace(root: Path, *, num_documents: int = 24, **model_changes: Any) -> Workspace:
@@ -40,7 +40,7 @@ def write_documents(workspace: Workspace, name: str, num_documents: int) -> Path
     folder.mkdir(parents=True)
     rng = random.Random(7)
     for index in range(num_documents):
-        text = " ".join(rng.choice(_WORDS) for _ in range(60))
+        text = " ".join(rng.choice(WORDS) for _ in range(60))
         (folder / f"{index:03d}.txt").write_text(f"Note {index}.\n\n{text}.\n")
     return folder
 
@@ -52,7 +52,7 @@ def write_conversations(workspace: Workspace, name: str, num_rows: int = 40) -> 
     rng = random.Random(5)
     rows = []
     for _ in range(num_rows):
-        first, second = rng.choice(_WORDS), rng.choice(_WORDS)
+        first, second = rng.choice(WORDS), rng.choice(WORDS)
         turns = [("user", f"After {first}?"), ("assistant", f"{first} and {first}.")]
         turns += [("user", f"And {second}?"), ("assistant", f"{second} and {second}.")]
         rows.append({"messages": [{"role": r, "content": c} for r, c in turns]})

@@ -76,13 +76,18 @@ def test_chunked_cross_entropy_equals_the_plain_one(
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     plain = F.cross_entropy(logits, targets, reduction="sum")
-    (plain * 3).backward()
+    (plain * 3).backward(retain_graph=True)
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
     torch.testing.assert_close(ours[0], hidden.grad, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours[1], weight.grad, rtol=1e-4, atol=1e-5)
     scores = target_log_probs(hidden, weight, targets, softcap=softcap, logit_scale=0.7)
     expected = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
+    counts = torch.randn(50)  # how much each counts, which only the backward pass learns
+    found = torch.autograd.grad((scores * counts).sum(), (hidden, weight))
+    wanted = torch.autograd.grad((expected * counts).sum(), (hidden, weight))
+    for ours_now, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours_now, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_log_probs_survive_extreme_logits() -> None:

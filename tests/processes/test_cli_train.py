@@ -19,6 +19,7 @@ from forgellm.demo import steps
 from forgellm.paths import Workspace
 from forgellm.runs import checkpoints
 from forgellm.runs.store import latest_run
+from preference_pairs import write_preferences
 from tiny_workspace import build_tiny_workspace, write_documents
 
 FLAGS = (
@@ -56,6 +57,19 @@ def test_train_ends_with_the_best_checkpoint_and_a_command_that_works(
     assert command is not None
     chat = forgellm(workspace, *command[1].split(), "--prompt", "the tide", "--max-tokens", "5")
     assert chat.returncode == 0, chat.stderr
+
+
+def test_preferences_are_trained_from_named_columns(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_preferences(workspace, "preferred") / "pairs.jsonl"
+    file.write_text(file.read_text().replace('"chosen"', '"better"').replace('"rejected"', '"no"'))
+    flags = ["--workspace", str(workspace.root), "--training-type", "dpo", "--dataset", "preferred"]
+    flags += ["--columns", "chosen=better,rejected=no", "--max-iterations", "2"]
+    assert main(["train", *FLAGS, *flags]) == 0
+    assert re.search(r"iteration 2: loss .*, reward accuracy \d+%, ", capsys.readouterr().err)
+    run = latest_run(workspace)
+    assert run is not None and run.output_dir.startswith("models/dpo/")
 
 
 def test_a_recipe_file_with_flags_over_it(workspace: Workspace) -> None:

@@ -25,7 +25,7 @@ from forgellm.runs.store import (
     list_runs,
     open_run,
 )
-from forgellm.schema.recipe import Recipe
+from forgellm.schema.recipe import TRAINING_TYPES, Recipe
 from forgellm.schema.run import ACTIVE_PHASES, RunState
 
 NOON = datetime(2025, 1, 15, 12, 30, 45, tzinfo=UTC)
@@ -86,7 +86,7 @@ def test_unknown_run_names_where_was_searched(workspace: Workspace, wanted: str)
     new_run(workspace)
     with pytest.raises(RunNotFound) as caught:
         find_run(workspace, wanted)
-    assert caught.value.details["searched_paths"] == ["models/cpt", "models/ift"]
+    assert caught.value.details["searched_paths"] == [f"models/{kind}" for kind in TRAINING_TYPES]
 
 
 def test_runs_are_listed_newest_first_and_broken_ones_skipped(workspace: Workspace) -> None:

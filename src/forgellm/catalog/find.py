@@ -13,10 +13,11 @@ from forgellm.catalog.facts import ModelFacts, read_facts
 from forgellm.catalog.safety import check_model_files, missing_files, weight_files
 from forgellm.errors import ModelNotFound, PathNotFound
 from forgellm.paths import Workspace, hub_cache
+from forgellm.schema.recipe import TRAINING_TYPES, TrainingType
 
-ModelKind = Literal["base", "cpt", "ift", "published", "cached"]
+ModelKind = Literal["base", "published", "cached"] | TrainingType
 
-_KINDS: dict[str, ModelKind] = {"cpt": "cpt", "ift": "ift", "published": "published"}
+_KINDS: dict[str, ModelKind] = {**{kind: kind for kind in TRAINING_TYPES}, "published": "published"}
 _LIST = "See the models on this machine with: forgellm models list"
 _ID_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"{_ID_PART}(/{_ID_PART})?")

@@ -16,6 +16,7 @@ from forgellm.catalog.find import ModelKind, find_snapshot, is_hub_id
 from forgellm.catalog.safety import missing_files
 from forgellm.errors import ForgeError
 from forgellm.paths import Workspace, hub_cache, iso_utc
+from forgellm.schema.recipe import TRAINING_TYPES, TrainingType
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,10 @@ def list_models(workspace: Workspace) -> list[ListedModel]:
     models = [
         *_cached(),
         *_folders(workspace, "base"),
-        *_runs(workspace, "cpt"),
-        *_runs(workspace, "ift"),
+        *(model for kind in TRAINING_TYPES for model in _runs(workspace, kind)),
         *_folders(workspace, "published"),
     ]
-    order = ("cached", "base", "cpt", "ift", "published")
+    order: tuple[ModelKind, ...] = ("cached", "base", *TRAINING_TYPES, "published")
     models.sort(key=lambda model: model.created_at, reverse=True)
     return sorted(models, key=lambda model: order.index(model.kind))
 
@@ -75,7 +75,7 @@ def _folders(workspace: Workspace, kind: Literal["base", "published"]) -> Iterat
             )
 
 
-def _runs(workspace: Workspace, kind: Literal["cpt", "ift"]) -> Iterator[ListedModel]:
+def _runs(workspace: Workspace, kind: TrainingType) -> Iterator[ListedModel]:
     for folder in _subfolders(workspace.runs(kind)):
         if any(folder.glob("*adapters.safetensors")) or any(folder.glob("*_model/config.json")):
             path = f"{kind}/{folder.name}"

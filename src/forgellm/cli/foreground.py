@@ -109,6 +109,8 @@ def _figures(line: MetricsLine, state: RunState) -> str:
     parts = [f"loss {line.training_loss:.3f}" if line.training_loss is not None else "loss -"]
     if line.validation_loss is not None:
         parts.append(f"validation {line.validation_loss:.3f}")
+    if line.reward_accuracy is not None:
+        parts.append(f"reward accuracy {line.reward_accuracy:.0%}")
     if line.tokens_per_second:
         parts.append(f"{line.tokens_per_second:.0f} tok/s")
     if state.eta_minutes is not None:

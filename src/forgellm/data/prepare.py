@@ -1,4 +1,4 @@
-"""From a recipe to the batches of a run: documents for cpt, conversations for ift."""
+"""From a recipe to the batches of a run: documents for cpt, conversations for ift, pairs for dpo and orpo."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forgellm.data.chat.files import no_conversations
+from forgellm.data.chat.files import nothing_found
 from forgellm.data.chat.format import chat_format, template_of
-from forgellm.data.chat.packing import PackedConversations, conversations_once
+from forgellm.data.chat.packing import conversations_once, packed_conversations
 from forgellm.data.chat.store import chat_store
 from forgellm.data.chat.template import TemplateRefused
 from forgellm.data.datasets import find_dataset, find_replay
@@ -123,7 +123,10 @@ def _assemble(
     domain: TokenStore,
     replay: TokenStore | None,
 ) -> PreparedData:
-    _require_text(domain, "dataset", recipe.dataset)
+    if recipe.training_type == "cpt":
+        _require_text(domain, "dataset", recipe.dataset)
+    elif not domain.report.documents:
+        raise nothing_found(recipe, _skipped(domain))
     split = split_documents(domain, recipe.validation_split, recipe.seed)
     warnings = [*_check_size(split, seq_len), *split.warnings, *_skip_warnings(domain)]
     packed: RowStream
@@ -131,7 +134,7 @@ def _assemble(
         packed = PackedStream(domain.tokens, split.train, seq_len, recipe.seed)
         validation = partial(validation_rows, domain.tokens, split.validation, seq_len)
     else:
-        packed = PackedConversations(domain, split.train, seq_len, recipe.seed)
+        packed = packed_conversations(domain, split.train, seq_len, recipe.seed)
         validation = partial(conversations_once, domain, split.validation, seq_len)
     train = TokenText(domain.tokens, split.train)
     texts = Texts(train, TokenText(domain.tokens, split.validation), None)
@@ -202,14 +205,15 @@ def _named_template(recipe: Recipe, tokenizer: Tokenizer) -> str | None:
 def _require_text(store: TokenStore, field: str, name: str) -> None:
     if store.report.documents:
         return
-    skipped = [f"{item.source}: {item.reason}" for item in store.report.skipped[:20]]
-    if store.trained is not None:
-        raise no_conversations(name, skipped)
     raise DataError(
         f"No text was found in the {field} {name!r}",
         suggestion="Put documents of these types into it: " + " ".join(sorted(READERS)),
-        details={field: name, "skipped": skipped},
+        details={field: name, "skipped": _skipped(store)},
     )
+
+
+def _skipped(store: TokenStore) -> list[str]:
+    return [f"{item.source}: {item.reason}" for item in store.report.skipped[:20]]
 
 
 def _check_size(split: Split, seq_len: int) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from forgellm.data.batches import Batch
+from forgellm.data.batches import Batch, PairBatch
 from forgellm.data.mixture import Mixture
 from forgellm.data.packing import PackedStream
 from forgellm.data.split import Spans
@@ -57,6 +57,7 @@ class PreparedData:
     Attributes:
         summary: JSON-safe; what the data is, for the run's record and for `reopen_prepared`.
         warnings: for the user, one sentence or two each.
+        reference: [pairs, 2], of runs that compare with their start; see `PairBatch`.
     """
 
     summary: dict[str, Any]
@@ -69,6 +70,7 @@ class PreparedData:
     _validation: Callable[[int], Iterator[Batch]]
     _rank: int = 0
     _num_ranks: int = 1
+    reference: NDArray[np.float32] | None = None
 
     def shared(self, rank: int, num_ranks: int) -> PreparedData:
         """The same batches, of which this process computes only its share of the rows."""
@@ -83,23 +85,43 @@ class PreparedData:
             mixture = mixture.changed(iteration * rows, share)
         return replace(self, _mixture=mixture)
 
+    def with_reference(self, reference: NDArray[np.float32]) -> PreparedData:
+        """The same pairs, in whose batches stands what `reference` [pairs, 2] says of each."""
+        return replace(self, reference=reference)
+
+    def pair_batches(self) -> Iterator[PairBatch]:
+        """Every pair that the run will meet, at least once; the same in all processes."""
+        size, num_rows = self._recipe.batch_size, self._mixture.num_rows
+        num_rows = min(num_rows, int(self._domain.rows_per_epoch))
+        for first in range(0, num_rows, size):
+            numbers = range(first, min(first + size, num_rows))
+            yield _in_pairs(Batch.stack([self._domain.row(number) for number in numbers]))
+        for batch in islice(self._validation(size), self._recipe.val_batches):
+            yield _in_pairs(batch)
+
     def batch(self, index: int) -> Batch:
         """Micro-batch number `index`, from 0; `grad_accum_steps` of them make an iteration."""
         size = self._recipe.batch_size
         numbers = range(index * size, (index + 1) * size)[self._rank :: self._num_ranks]
-        return _stack([self._row(number) for number in numbers])
+        return self._referred(Batch.stack([self._row(number) for number in numbers]))
 
     def validation_batches(self) -> Iterator[Batch]:
         """At most `val_batches`, always the same. The last may have fewer rows than the others, and
         for one of several processes none."""
         batches = self._validation(self._recipe.batch_size)
         for batch in islice(batches, self._recipe.val_batches):
-            yield batch.rows(self._rank, self._num_ranks)
+            yield self._referred(batch.rows(self._rank, self._num_ranks))
 
     def worst_case_batch(self) -> Batch:
         """A full batch of real rows with the longest segments there are."""
         row = self._domain.row(self._domain.longest_document_row())
-        return _stack([row] * (self._recipe.batch_size // self._num_ranks))
+        return Batch.stack([row] * (self._recipe.batch_size // self._num_ranks))
+
+    def _referred(self, batch: Batch) -> Batch:
+        if self.reference is None or not isinstance(batch, PairBatch):
+            return batch
+        there = batch.pairs[..., None] >= 0
+        return replace(batch, reference=np.where(there, self.reference[batch.pairs], 0))
 
     def _row(self, number: int) -> Batch:
         is_replay, row = self._mixture.source_of(number)
@@ -109,11 +131,6 @@ class PreparedData:
         return self._domain.row(row)
 
 
-def _stack(rows: list[Batch]) -> Batch:
-    """One batch of single-row batches."""
-    return Batch(
-        tokens=np.concatenate([row.tokens for row in rows]),
-        targets=np.concatenate([row.targets for row in rows]),
-        loss_mask=np.concatenate([row.loss_mask for row in rows]),
-        segment_ids=np.concatenate([row.segment_ids for row in rows]),
-    )
+def _in_pairs(batch: Batch) -> PairBatch:
+    assert isinstance(batch, PairBatch)
+    return batch

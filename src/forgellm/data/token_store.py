@@ -5,6 +5,7 @@
     offsets.npy     int64 [documents + 1]: where each document starts, and the end
     hashes.npy      uint8 [documents, 16]: blake2b of each document's text
     trained.bin     uint8, of conversations alone: 1 for each token that is learned
+    rejected.npy    int64 [documents], of pairs alone: where the rejected conversation starts
     meta.json       counts, what was skipped, and size and sha256 of the files above
 """
 
@@ -25,6 +26,7 @@ from forgellm.data.token_cache import touch_entry
 HASH_BYTES = 16
 _FILES = ("tokens.bin", "offsets.npy", "hashes.npy")
 TRAINED_FILE = "trained.bin"
+REJECTED_FILE = "rejected.npy"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class TokenStore:
         offsets: int64 [documents + 1], mapped from disk.
         hashes: uint8 [documents, HASH_BYTES], by text, mapped from disk.
         trained: uint8 [tokens], mapped from disk: 1 for what is learned. None where all is.
+        rejected: int64 [documents], mapped from disk: where in each pair the rejected conversation
+            starts. None where documents are no pairs.
     """
 
     key: str
@@ -47,6 +51,7 @@ class TokenStore:
     hashes: NDArray[np.uint8]
     report: ReadReport
     trained: NDArray[np.uint8] | None = None
+    rejected: NDArray[np.int64] | None = None
 
 
 def open_store(cache: Path, key: str) -> TokenStore | None:
@@ -54,17 +59,20 @@ def open_store(cache: Path, key: str) -> TokenStore | None:
     folder = cache / key
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        for name in (*_FILES, *(meta["files"].keys() & {TRAINED_FILE})):
+        for name in (*_FILES, *(meta["files"].keys() & {TRAINED_FILE, REJECTED_FILE})):
             if file_identity(folder / name) != meta["files"][name]:
                 return None
         tokens = _map(folder / "tokens.bin", np.dtype("<u4"))
         offsets, hashes = (_map_npy(folder / name) for name in _FILES[1:])
         report = ReadReport.from_dict(meta["report"])
-        trained = None
+        trained = rejected = None
         if TRAINED_FILE in meta["files"]:
             trained = _map(folder / TRAINED_FILE, np.dtype(np.uint8))
+        if REJECTED_FILE in meta["files"]:
+            rejected = _map_npy(folder / REJECTED_FILE)
         touch_entry(folder)
-        return TokenStore(key, meta["fingerprint"], tokens, offsets, hashes, report, trained)
+        fingerprint = meta["fingerprint"]
+        return TokenStore(key, fingerprint, tokens, offsets, hashes, report, trained, rejected)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -20,20 +20,39 @@ from forgellm.schema.generation import Sampling
 
 
 @dataclass(frozen=True)
+class PreferenceFigures:
+    """Means over the pairs since the last read. An answer's reward is beta times its
+    log-probability: for dpo in relation to the start model, for orpo per token.
+
+    Attributes:
+        reward_accuracy: share of the pairs whose chosen answer has the greater reward, 0 to 1.
+        reward_margin: reward of the chosen answer minus that of the rejected one.
+        chosen_log_prob: log-probability per token of the chosen answer, in nats.
+    """
+
+    reward_accuracy: float
+    reward_margin: float
+    chosen_log_prob: float
+
+
+@dataclass(frozen=True)
 class StepMetrics:
     """Figures since the last read.
 
     Attributes:
-        training_loss: mean cross-entropy in nats over the counted tokens.
+        training_loss: mean cross-entropy in nats over the counted tokens, or mean preference loss
+            over the pairs.
         grad_norm: global norm of the last update's gradient, before clipping.
         num_tokens: tokens that counted in the loss.
         peak_memory_bytes: peak of this process (CPU) or of the device, so far.
+        preference: None unless pairs were trained on.
     """
 
     training_loss: float
     grad_norm: float
     num_tokens: int
     peak_memory_bytes: int
+    preference: PreferenceFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -90,14 +109,15 @@ class TrainEngine(Protocol):
     group: ProcessGroup
 
     def step(self, batch: Batch, learning_rate: float, update: bool) -> None:
-        """Add the gradient of `batch`; with `update`, divide by the tokens counted since the last
-        update, clip, and let the optimiser move the weights. Does not wait for the device."""
+        """Add the gradient of `batch`; with `update`, divide by the tokens (or pairs) counted since the
+        last update, clip, and let the optimiser move the weights. Does not wait for the device."""
 
     def read_metrics(self) -> StepMetrics:
         """Figures since the last read. Waits for the device. Losses may be NaN or infinite."""
 
     def validation_loss(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> float:
-        """Mean cross-entropy in nats over all counted tokens of `batches`."""
+        """Mean cross-entropy in nats over all counted tokens of `batches`, or mean preference loss
+        over all their pairs."""
 
     def evaluating(self) -> AbstractContextManager[GenerateEngine]:
         """The model with the weights that it has now, without dropout, for as long as the context

@@ -26,6 +26,7 @@ from forgellm.publishing.dashboard_panels import (
     draw_learning_rate,
     draw_loss,
     draw_perplexity,
+    draw_reward_accuracy,
     draw_throughput,
 )
 from forgellm.publishing.dashboard_story import Story, error_of, method_of, status_of
@@ -119,7 +120,9 @@ class _Page:
             hspace=0.36, wspace=0.24,
         )  # fmt: skip
         draw_loss(self._figure.add_subplot(grid[:2, :2]), story)
-        draw_perplexity(self._figure.add_subplot(grid[0, 2]), story)
+        preferences = story.record.recipe.learns_preferences
+        draw_second = draw_reward_accuracy if preferences else draw_perplexity
+        draw_second(self._figure.add_subplot(grid[0, 2]), story)
         draw_gap(self._figure.add_subplot(grid[1, 2]), story)
         draw_learning_rate(self._figure.add_subplot(grid[2, 0]), story)
         draw_throughput(self._figure.add_subplot(grid[2, 1]), story)

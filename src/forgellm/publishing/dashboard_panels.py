@@ -71,6 +71,15 @@ def draw_perplexity(axes: Axes, story: Story) -> None:
     _say_if_empty(axes, "No loss was reported yet", training, validation)
 
 
+def draw_reward_accuracy(axes: Axes, story: Story) -> None:
+    curves = story.curves
+    _prepare(axes, "Reward accuracy", curves, note="of the training pairs")
+    axes.set_ylim(0, 1.05)
+    axes.axhline(0.5, color=MUTED, linewidth=0.9)
+    _noisy_line(axes, curves.iteration, curves.reward_accuracy, TRAINING)
+    _say_if_empty(axes, "Not reported", curves.reward_accuracy)
+
+
 def draw_gap(axes: Axes, story: Story) -> None:
     curves = story.curves
     _prepare(axes, "Generalisation gap", curves, note="validation − training")

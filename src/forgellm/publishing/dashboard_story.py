@@ -19,6 +19,12 @@ from forgellm.schema.run import MetricsLine, RunRecord, RunState
 Floats = NDArray[np.float64]
 # A run with fewer reports than this is drawn as it is.
 _REPORTS_PER_HALF_WINDOW = 30
+_METHODS = {
+    "cpt": "Continued pre-training",
+    "ift": "Instruction fine-tuning",
+    "dpo": "Preferences (DPO)",
+    "orpo": "Preferences (ORPO)",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Curves:
     tokens_per_second: Floats
     memory_usage_gb: Floats
     grad_norm: Floats
+    reward_accuracy: Floats
     non_finite: Floats
     validated_at: Floats
     validation_loss: Floats
@@ -99,6 +106,7 @@ def curves_of(lines: Sequence[MetricsLine]) -> Curves:
         tokens_per_second=_column(reports, "tokens_per_second"),
         memory_usage_gb=_column(reports, "memory_usage_gb"),
         grad_norm=_column(reports, "grad_norm"),
+        reward_accuracy=_column(reports, "reward_accuracy"),
         non_finite=_column([line for line in lines if line.non_finite], "iteration"),
         validated_at=validated_at,
         validation_loss=validation_loss,
@@ -175,7 +183,7 @@ def method_of(record: RunRecord) -> str:
     batch = f"batch {recipe.batch_size} × {recipe.max_seq_length or 0:,} tokens"
     if recipe.grad_accum_steps > 1:
         batch += f" × {recipe.grad_accum_steps} accumulated"
-    kind = {"cpt": "Continued pre-training", "ift": "Instruction fine-tuning"}[recipe.training_type]
+    kind = _METHODS[recipe.training_type]
     where = " on ".join(part for part in (record.dtype, record.device) if part)
     return " · ".join(part for part in (kind, _trained_part(recipe), batch, where) if part)
 

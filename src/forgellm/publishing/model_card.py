@@ -15,7 +15,12 @@ from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import Ancestor
 
-_TAGS = {"cpt": "continued-pretraining", "ift": "instruction-tuning"}
+_TAGS = {
+    "cpt": "continued-pretraining",
+    "ift": "instruction-tuning",
+    "dpo": "dpo",
+    "orpo": "orpo",
+}
 _RUN = """\
 ## Run it
 
@@ -82,6 +87,7 @@ def _head(base: ModelFolder, recipe: Recipe) -> str:
 
 def _facts(story: Story, checkpoint: Checkpoint, base: ModelFolder) -> list[tuple[str, str]]:
     loss = checkpoint.validation_loss
+    unit = "" if story.record.recipe.learns_preferences else " nats per token"
     rows = [
         ("Base model", base.name.rsplit("/", 1)[-1] if base.name[:1] == "/" else base.name),
         (
@@ -90,7 +96,7 @@ def _facts(story: Story, checkpoint: Checkpoint, base: ModelFolder) -> list[tupl
         ),
         ("Method", method_of(story.record)),
         ("Iteration", f"{checkpoint.iteration:,} of {story.record.recipe.max_iterations:,}"),
-        ("Validation loss here", "not measured" if loss is None else f"{loss:.4f} nats per token"),
+        ("Validation loss here", "not measured" if loss is None else f"{loss:.4f}{unit}"),
     ]
     if story.best:
         iteration, best = story.best[0]

@@ -20,10 +20,8 @@ from forgellm.atomic import overwrite_json, read_json, storage_errors, write_jso
 from forgellm.errors import DiskFull, PathNotFound, RunNotFound
 from forgellm.paths import Workspace, iso_utc, run_name, utc_now
 from forgellm.runs.lock import file_lock, is_locked
-from forgellm.schema.recipe import Recipe, parse_recipe
+from forgellm.schema.recipe import TRAINING_TYPES, Recipe, parse_recipe
 from forgellm.schema.run import ACTIVE_PHASES, Phase, RunRecord, RunState
-
-TRAINING_TYPES = ("cpt", "ift")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class ModelsReply(Reply):
     cached_models: list[LocalModel]
     cpt_models: list[TrainedModel]
     ift_models: list[TrainedModel]
+    dpo_models: list[TrainedModel]
+    orpo_models: list[TrainedModel]
     published_models: list[TrainedModel]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from forgellm.schema.figures import CheckpointItem, Performance
-from forgellm.schema.recipe import Recipe
+from forgellm.schema.recipe import Recipe, TrainingType
 from forgellm.schema.reply import Item, Reply
 from forgellm.schema.request import Request
 from forgellm.schema.run import Ancestor, Phase, RunRecord, RunState
@@ -53,7 +53,7 @@ class RestoreRequest(Request, json_schema_extra={"examples": [{"name": "handbook
 class RunItem(Item):
     name: str
     training_id: str
-    training_type: Literal["cpt", "ift"]
+    training_type: TrainingType
     output_dir: str
     model_name: str
     dataset: str
@@ -102,7 +102,7 @@ class TrashItem(Item):
     name: str = Field(description="Its name in the trash.")
     original_name: str
     training_id: str
-    training_type: Literal["cpt", "ift"]
+    training_type: TrainingType
     model_name: str
     deleted_at: str
     size_mb: float

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from forgellm.schema.recipe import TrainingType
 from forgellm.schema.reply import Item, Reply
 from forgellm.schema.request import Request
 
@@ -92,7 +93,7 @@ class JobsReply(Reply):
 
 
 class FoundModel(Item):
-    kind: Literal["cached", "base", "cpt", "ift", "published"]
+    kind: Literal["cached", "base", "published"] | TrainingType
     name: str
     path: str | None = Field(description="Relative to models/; null in the hub's cache.")
     type: Literal["base", "instruct"] | None = Field(description="null for runs.")

@@ -7,9 +7,9 @@ keys of a `run.yaml`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -17,7 +17,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from forgellm.errors import ConfigError
 from forgellm.schema.request import Request
 
+TrainingType = Literal["cpt", "ift", "dpo", "orpo"]
+TRAINING_TYPES: tuple[TrainingType, ...] = get_args(TrainingType)
 LrSchedule = Literal["cosine", "linear", "constant", "wsd"]
+ColumnRole = Literal["messages", "user", "assistant", "system", "prompt", "chosen", "rejected"]
 LoraTarget = Literal["all", "attention"] | list[str]
 TrackerName = Literal["trackio", "wandb", "tensorboard", "mlflow"]
 
@@ -51,8 +54,10 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
         max_length=400,
         description="Base model: a hub id, or a path in the workspace; with base_run, that run's.",
     )
-    training_type: Literal["cpt", "ift"] = Field(
-        "cpt", description="cpt: continued pre-training on documents. ift: instruction fine-tuning."
+    training_type: TrainingType = Field(
+        "cpt",
+        description="cpt: continued pre-training on documents. ift: instruction fine-tuning. "
+        "dpo, orpo: preferences, on pairs of a chosen and a rejected answer.",
     )
     base_run: str | None = Field(
         None,
@@ -85,7 +90,7 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
         None,
         gt=0,
         le=10,
-        description="Peak learning rate; default 1e-4 for adapters, 1e-5 for full.",
+        description="Peak learning rate; default 1e-4 for adapters, 1e-5 for full, a tenth of that for dpo and orpo.",
     )
     lr_schedule: LrSchedule = Field(
         "cosine", description="Shape of the learning rate after warm-up."
@@ -132,18 +137,24 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
     )
     chat_template: Literal["auto", "chatml", "turns"] = Field(
         "auto",
-        description="ift: auto is the model's own, or a named one for a model without; kept with the run.",
+        description="All but cpt: auto is the model's own, or a named one for a model without; kept with the run.",
     )
-    columns: dict[Literal["messages", "user", "assistant", "system"], str] | None = Field(
+    columns: dict[ColumnRole, str] | None = Field(
         None,
-        description="ift: which column holds what, where names are unusual; found by itself otherwise.",
+        description="All but cpt: which column holds what, where names are unusual; found by itself otherwise.",
+    )
+    preference_beta: float = Field(
+        0.1,
+        gt=0,
+        le=100,
+        description="dpo: how strongly the start model holds back. orpo: weight of the odds ratio.",
     )
 
     data_mixture_ratio: float = Field(
         0.95,
         gt=0,
         le=1,
-        description="Share of training tokens from the dataset; the rest is replay.",
+        description="Share of training tokens from the dataset; the rest is replay. dpo and orpo have none.",
     )
     replay: Literal["fixed", "auto"] = Field(
         "fixed",
@@ -241,19 +252,25 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
             raise ValueError("model_name: required")
         if self.warmup_steps is not None and self.warmup_steps > self.max_iterations:
             raise ValueError("warmup_steps: must not exceed max_iterations")
-        if self.columns and not {"messages"} <= self.columns.keys():
-            if not {"user", "assistant"} <= self.columns.keys():
-                raise ValueError("columns: name messages, or both user and assistant")
+        if self.columns:
+            _require_columns(self.columns.keys(), self.learns_preferences)
         if self.replay == "auto" and self.general_files == []:
             raise ValueError("general_files: replay auto needs general text to measure")
+        if self.replay == "auto" and self.learns_preferences:
+            raise ValueError("replay: dpo and orpo have none")
         if self.min_lr is not None and self.learning_rate is not None:
             if self.min_lr > self.learning_rate:
                 raise ValueError("min_lr: must not exceed learning_rate")
         return self
 
+    @property
+    def learns_preferences(self) -> bool:
+        """Whether it trains on pairs of answers."""
+        return self.training_type in ("dpo", "orpo")
+
     def resolved(self) -> Recipe:
         """This recipe with every default that needs no model filled in."""
-        lr = self.learning_rate or (1e-5 if self.fine_tune_type == "full" else 1e-4)
+        lr = self.learning_rate or self._default_learning_rate()
         warmup = (
             round(0.03 * self.max_iterations) if self.warmup_steps is None else self.warmup_steps
         )
@@ -264,13 +281,27 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
                 "min_lr": lr * 0.1 if self.min_lr is None else self.min_lr,
                 "lora_alpha": self.lora_alpha or 2.0 * self.lora_rank,
                 "eval_every": self.eval_every or self.save_every,
+                "data_mixture_ratio": 1.0 if self.learns_preferences else self.data_mixture_ratio,
             }
         )
+
+    def _default_learning_rate(self) -> float:
+        rate = 1e-5 if self.fine_tune_type == "full" else 1e-4
+        return rate / 10 if self.learns_preferences else rate
 
     def without_secrets(self) -> Recipe:
         """As replies show it: of a webhook's address only the scheme and the host."""
         host = re.match(_SCHEME_AND_HOST, self.webhook_url or "")
         return self.model_copy(update={"webhook_url": host[0] if host else None})
+
+
+def _require_columns(named: Set[str], learns_preferences: bool) -> None:
+    """Raises ValueError unless the columns named are enough to read a row."""
+    if learns_preferences:
+        if not {"chosen", "rejected"} <= named:
+            raise ValueError("columns: name both chosen and rejected")
+    elif "messages" not in named and not {"user", "assistant"} <= named:
+        raise ValueError("columns: name messages, or both user and assistant")
 
 
 def parse_recipe(values: dict[str, Any], *, from_text: bool = False) -> Recipe:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from forgellm.schema.recipe import Recipe
+from forgellm.schema.recipe import Recipe, TrainingType
 from forgellm.schema.request import Request
 
 RUN_SCHEMA_VERSION = 1
@@ -44,7 +44,7 @@ class RunRecord(BaseModel):
     schema_version: int = RUN_SCHEMA_VERSION
     training_id: str
     name: str
-    training_type: Literal["cpt", "ift"]
+    training_type: TrainingType
     created_at: str
     recipe: Recipe
     engine: str | None = None
@@ -76,7 +76,12 @@ class RunState(BaseModel):
 
 
 class MetricsLine(BaseModel):
-    """One line of `metrics.jsonl`. Non-finite numbers are `None` with `non_finite` true."""
+    """One line of `metrics.jsonl`. Non-finite numbers are `None` with `non_finite` true.
+
+    Attributes:
+        reward_accuracy, reward_margin, chosen_log_prob: of preference runs alone, on the training
+            pairs since the last report; see `engines.base.PreferenceFigures`.
+    """
 
     seq: int
     iteration: int
@@ -87,6 +92,9 @@ class MetricsLine(BaseModel):
     memory_usage_gb: float | None = None
     grad_norm: float | None = None
     trained_tokens: int = 0
+    reward_accuracy: float | None = None
+    reward_margin: float | None = None
+    chosen_log_prob: float | None = None
     non_finite: bool = False
     timestamp: str
 

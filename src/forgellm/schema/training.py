@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from forgellm.schema.recipe import TrainingType
 from forgellm.schema.reply import Item, Reply
 from forgellm.schema.run import Phase
 
@@ -24,7 +25,7 @@ class StatusReply(Reply):
     """The run that trains now, else the last one; all null where there never was one."""
 
     is_training: bool
-    training_type: Literal["cpt", "ift"] | None
+    training_type: TrainingType | None
     current_iteration: int | None
     max_iterations: int | None
     progress_percentage: float | None

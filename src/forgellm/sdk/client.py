@@ -136,7 +136,7 @@ class ForgeLLMClient(RunRoutes):
         return self._post("/api/model/cancel", given({"request_id": request_id}))
 
     def list_models(self) -> Reply:
-        """What is on this machine: `cached_models`, `cpt_models`, `ift_models`, `published_models`."""
+        """What is on this machine: `cached_models`, models by kind, such as `cached_models`, `ift_models`."""
         return self._get("/api/models")
 
     def search_models(self, query: str) -> Reply:

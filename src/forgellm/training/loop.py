@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 
 from forgellm.data.prepared import PreparedData
 from forgellm.engines.base import StepMetrics, TrainEngine
@@ -172,6 +173,7 @@ class TrainingLoop:
                 "memory_usage_gb": metrics.peak_memory_bytes / GB,
                 "tokens_per_second": metrics.num_tokens / seconds if seconds else None,
             }
+            figures |= asdict(metrics.preference) if metrics.preference else {}
         return self._recorder.line(
             iteration=iteration, trained_tokens=self._trained_tokens, **figures
         )

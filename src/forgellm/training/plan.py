@@ -58,9 +58,9 @@ def plan_run(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool = Fal
     model = find_model(recipe.model_name, workspace, allow_absolute=may_be_anywhere)
     plan = plan_compute(recipe, model, workspace)
     dataset = find_dataset(workspace, recipe.dataset)
-    if recipe.training_type == "ift":
-        require_row_files(dataset)
-    warnings = [*plan.warnings, *_replay_warnings(recipe, workspace, plan.max_seq_length)]
+    if recipe.training_type != "cpt":
+        require_row_files(dataset, recipe)
+    warnings = [*plan.warnings, *_replay_warnings(plan.recipe, workspace, plan.max_seq_length)]
     return replace(plan, warnings=warnings)
 
 

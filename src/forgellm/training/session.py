@@ -33,6 +33,7 @@ from forgellm.training.loop import Observer, TrainingLoop
 from forgellm.training.plan import Plan, plan_compute
 from forgellm.training.preflight import rehearse
 from forgellm.training.recorder import Recorder, RunRecorder, SilentRecorder
+from forgellm.training.reference import read_reference, score_pairs, write_reference
 from forgellm.training.replay import ReplayRule
 from forgellm.training.start import Start, find_start
 
@@ -110,6 +111,7 @@ class Session:
             run.write_record(record)  # before the model is merged that it now stands on
         summary = record.data if resume else {}
         ready = self._make_ready(start, summary, run.workspace, run.stop_requested)
+        ready = self._referred(ready, run if resume else None)
         if checkpoint is None:
             run.write_record(_completed(record, ready))
             _write_companions(run, start, ready)
@@ -135,6 +137,7 @@ class Session:
             else:
                 start = find_start(recipe, workspace)
             ready = self._make_ready(start, summary, workspace, lambda: False)
+            ready = self._referred(ready, resume_from)
             return self._loop(ready, SilentRecorder(earlier), self.observer).run(checkpoint)
 
     def _make_ready(
@@ -172,7 +175,6 @@ class Session:
         data = data.shared(group.rank, group.size)
         self.progress("rehearsing one step")
         measured = rehearse(engine, data, plan)
-        self.progress("training")
         return _Ready(
             plan, engine, tokenizer, data, measured, suite, lambda: group.any(should_stop())
         )
@@ -195,7 +197,23 @@ class Session:
         warnings = overlap_warnings(data, suite, tokenizer, plan.recipe, on_step)
         return replace(data, warnings=[*data.warnings, *warnings])
 
+    def _referred(self, ready: _Ready, resumed: Run | None) -> _Ready:
+        """With what the model said of the pairs at the start, where the loss asks for it.
+
+        Raises CheckpointCorrupt and _Stopped.
+        """
+        if ready.plan.recipe.training_type != "dpo":
+            return ready
+        if resumed:
+            return replace(ready, data=ready.data.with_reference(read_reference(resumed.folder)))
+        self.progress("scoring the pairs with the model as it is")
+        reference = score_pairs(ready.engine, ready.data, ready.should_stop)
+        if reference is None:
+            raise _Stopped
+        return replace(ready, data=ready.data.with_reference(reference))
+
     def _loop(self, ready: _Ready, recorder: Recorder, observer: Observer) -> TrainingLoop:
+        self.progress("training")
         recipe, engine, should_stop = ready.plan.recipe, ready.engine, ready.should_stop
         evaluations = None
         if not ready.suite.is_empty:
@@ -262,11 +280,14 @@ def _start_of(record: RunRecord, run: Run, resume: bool) -> Start:
 
 
 def _write_companions(run: Run, start: Start, ready: _Ready) -> None:
-    """What belongs to the run's weights: how to attach them, and the template they know."""
+    """What belongs to the run's weights: how to attach them, the template they know, and what
+    they are compared with."""
     if (config := ready.engine.adapter_config()) is not None:
         if merged_ancestor(start.lineage):
             config["base_model_name_or_path"] = ready.plan.model.name
         write_json(run.folder / "adapter_config.json", config)
+    if (reference := ready.data.reference) is not None:
+        write_reference(run.folder, reference)
     with storage_errors(CHAT_TEMPLATE_NAME):
         inherited = start.template_folder and start.template_folder / CHAT_TEMPLATE_NAME
         if template := ready.data.summary["chat_template"]:

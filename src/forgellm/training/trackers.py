@@ -28,6 +28,7 @@ _MODULES: Mapping[TrackerName, str] = {
 _FIGURES = (
     "training_loss", "validation_loss", "learning_rate", "tokens_per_second",
     "memory_usage_gb", "grad_norm", "trained_tokens",
+    "reward_accuracy", "reward_margin", "chosen_log_prob",
 )  # fmt: skip
 
 

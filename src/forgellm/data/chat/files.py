@@ -1,4 +1,4 @@
-"""The rows of files that hold conversations: JSON, JSON lines, tables."""
+"""The rows of files that hold conversations or pairs: JSON, JSON lines, tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import orjson
 from forgellm.data.documents import dataset_files
 from forgellm.data.reading.reader import SkipRow, Unreadable, decode
 from forgellm.errors import DataError
+from forgellm.schema.recipe import Recipe
 
 Rows = Iterator[tuple[int, Any]]
 
@@ -80,16 +81,19 @@ ROW_READERS: dict[str, Callable[[Path, SkipRow], Rows]] = {
 }
 
 
-def require_row_files(dataset: Path) -> None:
-    """Raises DataError if no file of the dataset can hold conversations; none is opened."""
+def require_row_files(dataset: Path, recipe: Recipe) -> None:
+    """Raises DataError if no file of the dataset can hold the recipe's rows; none is opened."""
     if not any(file.path.suffix.lower() in ROW_READERS for file in dataset_files(dataset).files):
-        raise no_conversations(dataset.name, [])
+        raise nothing_found(recipe, [])
 
 
-def no_conversations(name: str, skipped: list[str]) -> DataError:
+def nothing_found(recipe: Recipe, skipped: list[str]) -> DataError:
+    what, where = "conversation", "conversations into it, such as JSON lines with `messages`, or"
+    where += " with `prompt` and `completion`"
+    if recipe.learns_preferences:
+        what, where = "pair of answers", "JSON lines with `prompt`, `chosen` and `rejected` into it"
     return DataError(
-        f"No conversation was found in the dataset {name!r}",
-        suggestion="Put conversations into it, such as JSON lines with `messages`, or with `prompt` "
-        "and `completion`: " + " ".join(sorted(ROW_READERS)),
-        details={"dataset": name, "skipped": skipped},
+        f"No {what} was found in the dataset {recipe.dataset!r}",
+        suggestion=f"Put {where}: " + " ".join(sorted(ROW_READERS)),
+        details={"dataset": recipe.dataset, "skipped": skipped},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forgellm.data.chat.store import ChatFormat
+from forgellm.data.chat.encoding import ChatFormat
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.schema.recipe import Recipe
 
@@ -27,7 +27,7 @@ def chat_format(recipe: Recipe, tokenizer: Tokenizer, seq_len: int) -> ChatForma
     # A row of T tokens also predicts one beyond it.
     template = template_of(recipe, tokenizer)
     columns = {str(role): column for role, column in (recipe.columns or {}).items()}
-    return ChatFormat(template, recipe.loss_on, seq_len + 1, columns)
+    return ChatFormat(template, recipe.loss_on, seq_len + 1, columns, recipe.learns_preferences)
 
 
 def template_of(recipe: Recipe, tokenizer: Tokenizer) -> str:

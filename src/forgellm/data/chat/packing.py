@@ -1,6 +1,7 @@
-"""Whole conversations packed into rows of T tokens: none is torn apart, little is padding.
+"""Whole conversations, or pairs of them, packed into rows of T tokens: none is torn apart, little
+is padding.
 
-Which conversations share a row is fixed by the seed (best fit, the longest first, over windows of a
+Which share a row is fixed by the seed (best fit, the longest first, over windows of a
 seeded order); the order of the rows differs from epoch to epoch. Any row is computed from its number.
 """
 
@@ -13,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from forgellm.data.batches import Batch
+from forgellm.data.batches import Batch, PairBatch
 from forgellm.data.packing import NO_DOCUMENT, to_batch
 from forgellm.data.split import Spans
 from forgellm.data.token_store import TokenStore
@@ -59,8 +60,8 @@ class PackedConversations:
         assert self.store.trained is not None
         for row, members in enumerate(rows):
             position = 0
-            for place, member in enumerate(members):
-                start, end = int(self.spans.starts[member]), int(self.spans.ends[member])
+            segments = [segment for member in members for segment in self._segments(member)]
+            for place, (start, end) in enumerate(segments):
                 columns = slice(position, position + end - start)
                 tokens[row, columns] = self.store.tokens[start:end]
                 trained[row, columns] = self.store.trained[start:end]
@@ -68,16 +69,51 @@ class PackedConversations:
                 position += end - start
         return to_batch(tokens, documents, trained)
 
+    def _segments(self, member: int) -> list[tuple[int, int]]:
+        """Where the tokens are that attend to each other, in the store."""
+        return [(int(self.spans.starts[member]), int(self.spans.ends[member]))]
+
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
         return _seeded_order(len(self._rows), [self.seed, epoch, 1])
+
+
+class PackedPairs(PackedConversations):
+    """As `PackedConversations`, of rows that hold both conversations of each of their pairs."""
+
+    def __init__(self, store: TokenStore, spans: Spans, seq_len: int, seed: int) -> None:
+        super().__init__(store, spans, seq_len, seed)
+        self._numbers = np.searchsorted(store.offsets, spans.starts)
+        self._pairs_a_row = max(map(len, self._rows))
+
+    def _segments(self, member: int) -> list[tuple[int, int]]:
+        assert self.store.rejected is not None
+        border = int(self.store.rejected[self._numbers[member]])
+        return [
+            (int(self.spans.starts[member]), border),
+            (border, int(self.spans.ends[member])),
+        ]
+
+    def _batch(self, rows: list[list[int]]) -> PairBatch:
+        pairs = np.full((len(rows), self._pairs_a_row), -1, dtype=np.int64)
+        for row, members in enumerate(rows):
+            pairs[row, : len(members)] = self._numbers[members]
+        reference = np.zeros((*pairs.shape, 2), dtype=np.float32)
+        return PairBatch(**vars(super()._batch(rows)), pairs=pairs, reference=reference)
+
+
+def packed_conversations(
+    store: TokenStore, spans: Spans, seq_len: int, seed: int
+) -> PackedConversations:
+    kind = PackedConversations if store.rejected is None else PackedPairs
+    return kind(store, spans, seq_len, seed)
 
 
 def conversations_once(
     store: TokenStore, spans: Spans, seq_len: int, batch_size: int
 ) -> Iterator[Batch]:
-    """All conversations once, packed the same way each time; none if there are none."""
+    """All conversations or pairs once, packed the same way each time; none if there are none."""
     if len(spans):
-        yield from PackedConversations(store, spans, seq_len, seed=0).in_order(batch_size)
+        yield from packed_conversations(store, spans, seq_len, seed=0).in_order(batch_size)
 
 
 def _pack(lengths: NDArray[np.int64], capacity: int, seed: int) -> list[list[int]]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from forgellm.data.chat.encoding import ChatFormat
 from forgellm.data.chat.files import ROW_READERS
 from forgellm.data.chat.packing import PackedConversations
 from forgellm.data.chat.rows import RowRefused, conversation_of
-from forgellm.data.chat.store import ChatFormat
 from forgellm.data.chat.template import ChatTemplate
 from forgellm.data.chat.tokens import Tokens, chat_tokens
 from forgellm.data.documents import DatasetFile, Document, ReadReport, dataset_files

@@ -61,11 +61,11 @@ def conversation_of(row: Any, columns: Mapping[str, str] | None = None) -> Conve
         row = {"messages": row}
     if not isinstance(row, dict):
         raise RowRefused("not an object")
-    turns = _until_last_answer([turn for item in _turns_of(row, columns) for turn in _turn(item)])
-    return Conversation(turns, _json_list(row.get("tools")))
+    turns = until_last_answer(turns_of(_items_of(row, columns)))
+    return Conversation(turns, json_list(row.get("tools")))
 
 
-def _turns_of(row: dict[str, Any], columns: Mapping[str, str] | None) -> list[Any]:
+def _items_of(row: dict[str, Any], columns: Mapping[str, str] | None) -> list[Any]:
     names = {name.lower(): name for name in row}
     if columns and "messages" in columns:
         return _list(row.get(columns["messages"]))
@@ -73,7 +73,7 @@ def _turns_of(row: dict[str, Any], columns: Mapping[str, str] | None) -> list[An
         wanted = {role: row.get(column) for role, column in columns.items()}
         return _pair(wanted.get("system"), wanted.get("user"), wanted.get("assistant"))
     for name in _LISTS:
-        if name in names and (items := _json_list(row[names[name]])) is not None:
+        if name in names and (items := json_list(row[names[name]])) is not None:
             system = row.get(names.get("system", ""))
             before = [{"role": "system", "content": system}] if system else []
             return [*before, *items]
@@ -90,7 +90,7 @@ def _asked(row: dict[str, Any], names: dict[str, str], asked: Any, answered: Any
     if "instruction" in names and isinstance(more, str) and more.strip():
         asked = f"{asked}\n\n{more}"
     earlier: list[Any] = []
-    for question, answer in _json_list(row.get(names.get("history", ""))) or []:
+    for question, answer in json_list(row.get(names.get("history", ""))) or []:
         earlier += _pair(None, question, answer)
     system, *pair = _pair(row.get(names.get("system", "")), asked, answered)
     return [system, *earlier, *pair] if system["role"] == "system" else [*earlier, system, *pair]
@@ -99,6 +99,11 @@ def _asked(row: dict[str, Any], names: dict[str, str], asked: Any, answered: Any
 def _pair(system: Any, asked: Any, answered: Any) -> list[Any]:
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+def turns_of(items: list[Any]) -> list[Turn]:
+    """Items of any shape as turns. Raises RowRefused."""
+    return [turn for item in items for turn in _turn(item)]
 
 
 def _turn(item: Any) -> list[Turn]:
@@ -115,7 +120,7 @@ def _turn(item: Any) -> list[Turn]:
     turn: Turn = {"role": role, "content": content}
     if role == "assistant":
         turn |= _thoughts(item, content)
-        if calls := _json_list(item.get("tool_calls")):
+        if calls := json_list(item.get("tool_calls")):
             turn["tool_calls"] = [_tool_call(call) for call in calls]
         elif not turn["content"].strip():
             raise RowRefused("an empty answer")
@@ -164,7 +169,8 @@ def _text(content: Any) -> str:
     return content
 
 
-def _until_last_answer(turns: list[Turn]) -> list[Turn]:
+def until_last_answer(turns: list[Turn]) -> list[Turn]:
+    """Raises RowRefused where the assistant does not answer anything."""
     answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not answers:
         raise RowRefused("no answer of an assistant")
@@ -174,13 +180,13 @@ def _until_last_answer(turns: list[Turn]) -> list[Turn]:
 
 
 def _list(value: Any) -> list[Any]:
-    found = _json_list(value)
+    found = json_list(value)
     if found is None:
         raise RowRefused("the column of messages is not a list")
     return found
 
 
-def _json_list(value: Any) -> list[Any] | None:
+def json_list(value: Any) -> list[Any] | None:
     """A list, also where a table holds it as text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:

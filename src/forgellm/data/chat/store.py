@@ -1,20 +1,19 @@
-"""A dataset of conversations as tokens on disk, beside which it stands what of them is learned."""
+"""A dataset of conversations or pairs as tokens on disk, and what of them is learned."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
+from forgellm.data.chat.encoding import ChatFormat, ConversationEncoder, Entry, RowEncoder
 from forgellm.data.chat.files import ROW_READERS
-from forgellm.data.chat.rows import Conversation, RowRefused, conversation_of
-from forgellm.data.chat.template import ChatTemplate
-from forgellm.data.chat.tokens import LossOn, Tokens, chat_tokens
+from forgellm.data.chat.pairs import PairEncoder
+from forgellm.data.chat.rows import RowRefused
 from forgellm.data.documents import (
     DatasetFile,
     ReadReport,
@@ -26,7 +25,13 @@ from forgellm.data.growing_files import GrowingFiles
 from forgellm.data.progress import OnProgress, Tokenised
 from forgellm.data.reading.reader import Unreadable, reason_of
 from forgellm.data.store_build import build_store
-from forgellm.data.token_store import HASH_BYTES, TRAINED_FILE, TokenStore, open_store
+from forgellm.data.token_store import (
+    HASH_BYTES,
+    REJECTED_FILE,
+    TRAINED_FILE,
+    TokenStore,
+    open_store,
+)
 from forgellm.data.tokenizer import Tokenizer
 
 _FORMAT_VERSION = 1
@@ -38,22 +43,7 @@ _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "hashes.npy": ("u1", (HASH_BYTES,)),
     TRAINED_FILE: ("u1", ()),
 }
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """What decides the tokens of a row.
-
-    Attributes:
-        template: source of the chat template.
-        max_tokens: longer conversations lose their last turns.
-        columns: which column holds messages, user, assistant, system; None finds out.
-    """
-
-    template: str
-    loss_on: LossOn
-    max_tokens: int
-    columns: Mapping[str, str] | None = None
+_PAIR_COLUMNS = _COLUMNS | {REJECTED_FILE: ("<i8", ())}
 
 
 def chat_store(
@@ -64,7 +54,7 @@ def chat_store(
     on_progress: OnProgress = lambda _: None,
 ) -> TokenStore:
     """The conversations of the dataset folder, from the cache if it has them. A store's documents
-    are conversations, each with at least one learned token.
+    are conversations, or pairs of them, each with at least one learned token.
 
     Raises TemplateRefused if the template is broken, DataError if the files change meanwhile,
     DiskFull.
@@ -75,18 +65,20 @@ def chat_store(
     fingerprint = fingerprint_of(files, on_wait)
     columns = sorted((form.columns or {}).items())
     decides = (form.template, form.loss_on, form.max_tokens, columns)
-    parts = ("chat", _FORMAT_VERSION, fingerprint, tokenizer.fingerprint, decides)
+    kind = "pairs" if form.in_pairs else "chat"
+    parts = (kind, _FORMAT_VERSION, fingerprint, tokenizer.fingerprint, decides)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-    encoder = _Encoder(tokenizer, form)
+    encoder = (PairEncoder if form.in_pairs else ConversationEncoder)(tokenizer, form)
     store = open_store(cache, key) or build_store(
         cache / key,
         fingerprint,
-        _COLUMNS,
+        _PAIR_COLUMNS if form.in_pairs else _COLUMNS,
         lambda output: _Writer(output, files, encoder, on_progress).write(),
         lambda: dataset_files(dataset).files == listing.files,
         on_wait,
     )
-    others = [Skipped(f.name, "holds no conversations") for f in listing.files if f not in files]
+    nothing = "holds no pairs" if form.in_pairs else "holds no conversations"
+    others = [Skipped(f.name, nothing) for f in listing.files if f not in files]
     store.report.skipped[:0] = [*listing.skipped, *others]
     return store
 
@@ -121,7 +113,7 @@ class _Writer:
         self,
         output: GrowingFiles,
         files: list[DatasetFile],
-        encoder: _Encoder,
+        encoder: RowEncoder,
         on_progress: OnProgress,
     ) -> None:
         self._output, self._files, self._encoder = output, files, encoder
@@ -145,13 +137,18 @@ class _Writer:
         self._tell()
         return self._report
 
-    def _append(self, found: _Found) -> int:
+    def _append(self, found: Entry) -> int:
         ids = np.array(found.tokens.ids, dtype="<u4").tobytes()
         self._output.append("tokens.bin", ids)
         self._output.append(TRAINED_FILE, bytes(found.tokens.trained))
+        if found.rejected_at is not None:
+            start = self._num_tokens + found.rejected_at
+            self._output.append(REJECTED_FILE, start.to_bytes(8, "little"))
         self._num_tokens += len(found.tokens.ids)
         self._output.append("offsets.npy", self._num_tokens.to_bytes(8, "little"))
-        self._output.append("hashes.npy", hashlib.blake2b(ids, digest_size=HASH_BYTES).digest())
+        self._output.append(
+            "hashes.npy", hashlib.blake2b(found.key, digest_size=HASH_BYTES).digest()
+        )
         self._report.documents += 1
         self._report.text_bytes += found.text_bytes
         self._report.cut += found.is_cut
@@ -165,7 +162,7 @@ class _Writer:
             done += min(self._place.file_text_bytes, sizes[self._place.file])
         self._on_progress(Tokenised(done, sum(sizes), self._num_tokens))
 
-    def _conversations(self) -> Iterator[_Found]:
+    def _conversations(self) -> Iterator[Entry]:
         while self._place.file < len(self._files):
             place, file = self._place, self._files[self._place.file]
             unreadable = None
@@ -182,7 +179,7 @@ class _Writer:
             self._report.files += self._report.documents > place.documents_before
             self._place = _Place(place.file + 1, documents_before=self._report.documents)
 
-    def _rows_of(self, file: DatasetFile) -> Iterator[_Found]:
+    def _rows_of(self, file: DatasetFile) -> Iterator[Entry]:
         place = self._place
         for number, row in ROW_READERS[file.path.suffix.lower()](file.path, place.skip):
             if number <= place.row:
@@ -196,50 +193,3 @@ class _Writer:
                 continue
             place.row = number
             yield found
-
-
-class _Found(NamedTuple):
-    tokens: Tokens
-    text_bytes: int
-    is_cut: bool
-
-
-class _Encoder:
-    """Rows as tokens. Raises TemplateRefused if the template is broken."""
-
-    def __init__(self, tokenizer: Tokenizer, form: ChatFormat) -> None:
-        self.tokenizer, self.form = tokenizer, form
-        self._template = ChatTemplate(tokenizer, form.template)
-
-    def encode(self, row: Any) -> _Found:
-        """Raises RowRefused."""
-        conversation = conversation_of(row, self.form.columns)
-        found = self._encoded(conversation)
-        is_cut = len(found.ids) > self.form.max_tokens
-        if is_cut:
-            found = self._cut(conversation)
-        if not any(found.trained[1:]):
-            raise RowRefused("nothing in it to learn")
-        texts = (str(turn.get("content") or "") for turn in conversation.turns)
-        return _Found(found, sum(len(text.encode()) for text in texts), is_cut)
-
-    def _cut(self, conversation: Conversation) -> Tokens:
-        """As many of the first turns as fit, up to an answer."""
-        turns = conversation.turns
-        answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]
-        fitting: Tokens | None = None
-        low, high = 0, len(answers) - 1  # one by one, a conversation of many turns would take hours
-        while low < high:
-            middle = (low + high) // 2
-            part = Conversation(turns[: answers[middle] + 1], conversation.tools)
-            found = self._encoded(part)
-            if len(found.ids) <= self.form.max_tokens:
-                fitting, low = found, middle + 1
-            else:
-                high = middle
-        if fitting is None:
-            raise RowRefused(f"its first answer ends beyond {self.form.max_tokens} tokens")
-        return fitting
-
-    def _encoded(self, conversation: Conversation) -> Tokens:
-        return chat_tokens(conversation, self.tokenizer, self._template, self.form.loss_on)

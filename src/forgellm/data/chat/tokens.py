@@ -16,6 +16,7 @@ from forgellm.data.chat.template import ChatTemplate, Piece, TemplateRefused, wi
 from forgellm.data.tokenizer import Tokenizer
 
 LossOn = Literal["assistant", "last", "all"]
+"""All answers, the last one, or every token."""
 
 
 class Tokens(NamedTuple):
@@ -34,9 +35,9 @@ class _Part(NamedTuple):
 
 
 def chat_tokens(
-    conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate, loss_on: LossOn
+    conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate, loss_on: LossOn | int
 ) -> Tokens:
-    """Raises RowRefused where the template does not take the conversation."""
+    """`loss_on` may be how many of the last answers are learned. Raises RowRefused where the template does not take the conversation."""
     for attempt in (conversation.turns, without_system_turns(conversation.turns)):
         try:
             return _chat_tokens(attempt, conversation.tools, tokenizer, template, loss_on)
@@ -50,7 +51,7 @@ def _chat_tokens(
     tools: list[Any] | None,
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    loss_on: LossOn,
+    loss_on: LossOn | int,
 ) -> Tokens:
     _require_safe_tools(turns, tools, template)
     pieces = template.pieces(turns, for_answer=False, tools=tools)
@@ -61,8 +62,9 @@ def _chat_tokens(
         spans = [(0, len(text))]
     else:
         answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]
-        wanted = answers[-1:] if loss_on == "last" else answers
-        spans = [_span(n, turns, tools, pieces, text, tokenizer, template) for n in wanted]
+        if loss_on != "assistant":
+            answers = answers[-1 if loss_on == "last" else -loss_on :]
+        spans = [_span(n, turns, tools, pieces, text, tokenizer, template) for n in answers]
     ids: list[int] = []
     trained: list[bool] = []
     for is_trained, group in _cut(pieces, spans):

@@ -7,7 +7,7 @@ hand (the idea of Liger's fused linear cross-entropy, arXiv 2410.10989).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_map
@@ -46,28 +46,12 @@ def cross_entropy_sum(head: Head, rows: int) -> Callable[..., mx.array]:
     """The function (params, hidden [N, D], targets [N], weights [N]) -> sum of `weights` times the
     cross-entropies in nats, float32; differentiable in the head's params and in hidden."""
 
-    def chunk_loss(
-        params: dict[str, Any], hidden: mx.array, targets: mx.array, weights: mx.array
-    ) -> mx.array:
-        return (token_losses(head(params, hidden), targets) * weights).sum()
-
-    loss_and_gradients = mx.value_and_grad(chunk_loss, argnums=(0, 1))
+    chunk_loss = _chunk_loss(head)
 
     def forward(
         params: dict[str, Any], hidden: mx.array, targets: mx.array, weights: mx.array
     ) -> tuple[mx.array, dict[str, Any], mx.array]:
-        total = mx.zeros((), dtype=mx.float32)
-        d_params = tree_map(lambda p: mx.zeros(p.shape, mx.float32), params)
-        d_hidden = []
-        for start in range(0, hidden.shape[0], rows):
-            part = slice(start, start + rows)
-            loss, (d_p, d_h) = loss_and_gradients(
-                params, hidden[part], targets[part], weights[part]
-            )
-            total = total + loss
-            d_params = tree_map(lambda a, b: a + b, d_params, d_p)
-            d_hidden.append(d_h)
-        return total, d_params, mx.concatenate(d_hidden)
+        return _in_chunks(chunk_loss, params, hidden, targets, weights, rows)
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
         params, _, targets, weights = primals
@@ -89,3 +73,60 @@ def cross_entropy_sum(head: Head, rows: int) -> Callable[..., mx.array]:
         return with_gradients(params, hidden, targets, weights)[0]
 
     return total_loss
+
+
+def target_log_probs(head: Head, rows: int) -> Callable[..., mx.array]:
+    """The function (params, hidden [N, D], targets [N], counted [N]) -> [N] float32 log-probability
+    of each target in nats, 0 where `counted` is 0; differentiable in the head's params and in
+    hidden, for which the backward pass makes the logits once more."""
+    weighted_losses = _chunk_loss(head)
+
+    def forward(
+        params: dict[str, Any], hidden: mx.array, targets: mx.array, counted: mx.array
+    ) -> mx.array:
+        return -chunked_losses(head, params, hidden, targets, rows) * counted
+
+    def backward(primals: Any, cotangent: mx.array, output: Any) -> Any:
+        params, hidden, targets, counted = primals
+        _, d_params, d_hidden = _in_chunks(
+            weighted_losses, params, hidden, targets, -cotangent * counted, rows
+        )
+        d_params = tree_map(lambda d, p: d.astype(p.dtype), d_params, params)
+        return d_params, d_hidden, mx.zeros_like(targets), mx.zeros_like(counted)
+
+    log_probs: Any = mx.custom_function(forward)
+    log_probs.vjp(backward)
+    return cast("Callable[..., mx.array]", log_probs)
+
+
+def _chunk_loss(head: Head) -> Callable[..., Any]:
+    """(params, hidden [n, D], targets [n], weights [n]) -> the weighted sum of the cross-entropies,
+    and its gradients in params and in hidden."""
+
+    def chunk_loss(
+        params: dict[str, Any], hidden: mx.array, targets: mx.array, weights: mx.array
+    ) -> mx.array:
+        return (token_losses(head(params, hidden), targets) * weights).sum()
+
+    return cast("Callable[..., Any]", mx.value_and_grad(chunk_loss, argnums=(0, 1)))
+
+
+def _in_chunks(
+    loss_and_gradients: Callable[..., Any],
+    params: dict[str, Any],
+    hidden: mx.array,
+    targets: mx.array,
+    weights: mx.array,
+    rows: int,
+) -> tuple[mx.array, dict[str, Any], mx.array]:
+    """What `_chunk_loss` says of all rows, `rows` of them at a time."""
+    total = mx.zeros((), dtype=mx.float32)
+    d_params = tree_map(lambda p: mx.zeros(p.shape, mx.float32), params)
+    d_hidden = []
+    for start in range(0, hidden.shape[0], rows):
+        part = slice(start, start + rows)
+        loss, (d_p, d_h) = loss_and_gradients(params, hidden[part], targets[part], weights[part])
+        total = total + loss
+        d_params = tree_map(lambda a, b: a + b, d_params, d_p)
+        d_hidden.append(d_h)
+    return total, d_params, mx.concatenate(d_hidden)

@@ -10,21 +10,35 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from forgellm.data.batches import Batch
+from forgellm.data.batches import Batch, PairBatch
 from forgellm.engines import adapter
 from forgellm.engines.base import EngineInfo, StepMetrics
 from forgellm.engines.layers import last_blocks, layer_index
 from forgellm.engines.mlx import adapters, checkpoint, load, memory, optimizer
 from forgellm.engines.mlx.attention import use_blocks
-from forgellm.engines.mlx.cross_entropy import chunk_rows, chunked_losses, cross_entropy_sum
+from forgellm.engines.mlx.cross_entropy import (
+    chunk_rows,
+    chunked_losses,
+    cross_entropy_sum,
+    target_log_probs,
+)
 from forgellm.engines.mlx.distributed import MlxGroup
 from forgellm.engines.mlx.grad_checkpoint import checkpoint_blocks
 from forgellm.engines.mlx.in_training import MlxAnswers
+from forgellm.engines.mlx.preference import (
+    DevicePairs,
+    answer_sums,
+    device_pairs,
+    preference_sums,
+)
 from forgellm.engines.mlx.random_state import random_state, set_random_state
 from forgellm.engines.mlx.scoring import device_batch, packed_hidden_states, prove_packing
 from forgellm.engines.mlx.tensor_files import Tensors, read_tensors
+from forgellm.engines.preference import preference_figures
 from forgellm.errors import ConfigError, UnsupportedModel
 from forgellm.schema.recipe import Recipe
+
+_ARRAYS = 4  # of a batch without pairs
 
 
 class MlxTrainEngine:
@@ -59,32 +73,33 @@ class MlxTrainEngine:
         self._compile()
         self.info = self._describe(num_parameters)
         self._grads: Tensors | None = None
-        self._pending_tokens = self._num_tokens = 0
-        self._loss_total = self._grad_norm = mx.array(0.0)
+        self._pending_terms = self._num_terms = self._num_tokens = 0
+        self._totals, self._grad_norm = mx.zeros(1), mx.array(0.0)
 
     # --- one update -------------------------------------------------------------------------
 
     def step(self, batch: Batch, learning_rate: float, update: bool) -> None:
         with memory.out_of_memory_named():
-            arrays = device_batch(batch)
-            mx.eval(self._loss_total)  # one step is in flight while the next one is prepared
-            loss, self._grads = self._add_gradients(self.params, self._grads, *arrays)
-            self._loss_total = self._loss_total + loss
-            self._pending_tokens += batch.num_targets
+            arrays = _device_arrays(batch)
+            mx.eval(self._totals)  # one step is in flight while the next one is prepared
+            sums, self._grads = self._add_gradients(self.params, self._grads, *arrays)
+            self._totals = self._totals + sums
+            self._pending_terms += batch.num_terms
+            self._num_terms += batch.num_terms
             self._num_tokens += batch.num_targets
             if update:
                 self._update(learning_rate)
-            mx.async_eval(self._loss_total, self.params, self.moments, self._grads or [])
+            mx.async_eval(self._totals, self.params, self.moments, self._grads or [])
 
     def _update(self, learning_rate: float) -> None:
-        """Divide by the tokens of all micro-batches, so that accumulation equals the big batch."""
+        """Divide by the terms of all micro-batches, so that accumulation equals the big batch."""
         assert self._grads is not None
-        tokens = self.group.sum(mx.array(float(self._pending_tokens)))
+        terms = self.group.sum(mx.array(float(self._pending_terms)))
         grads = self.group.sum_gradients(self._grads)
         self.params, self.moments, self._grad_norm = self._apply(
-            self.params, grads, self.moments, mx.maximum(1.0, tokens), mx.array(learning_rate)
+            self.params, grads, self.moments, mx.maximum(1.0, terms), mx.array(learning_rate)
         )
-        self._grads, self._pending_tokens = None, 0
+        self._grads, self._pending_terms = None, 0
 
     # --- the compiled functions ---------------------------------------------------------------
 
@@ -92,45 +107,56 @@ class MlxTrainEngine:
         rows = chunk_rows(self._vocab_size)
         head_names = self._trainable_head_names()
         cross_entropy = cross_entropy_sum(self._head, rows)
+        log_probs = target_log_probs(self._head, rows)
 
-        def loss_sum(params: Tensors, *arrays: mx.array) -> mx.array:
-            """Sum of the counted tokens' cross-entropies in nats."""
+        def of_targets(function: Any, params: Tensors, arrays: tuple[mx.array, ...]) -> mx.array:
             tokens, targets, loss_mask, segment_ids = arrays
             hidden = self._hidden_states(params, tokens, segment_ids)
             head_params = {name: self._cast(params[name]) for name in head_names}
-            return cross_entropy(head_params, hidden, targets.reshape(-1), loss_mask.reshape(-1))
+            return function(head_params, hidden, targets.reshape(-1), loss_mask.reshape(-1))
 
-        loss_and_gradients = mx.value_and_grad(loss_sum)
+        def sums(params: Tensors, *arrays: mx.array) -> tuple[mx.array, mx.array]:
+            """The loss summed over the batch's terms; [1] the same, or [4] with pairs' figures."""
+            if len(arrays) == _ARRAYS:
+                loss = of_targets(cross_entropy, params, arrays)
+                return loss, loss[None]
+            pairs = DevicePairs(*arrays[_ARRAYS:])
+            answers = answer_sums(of_targets(log_probs, params, arrays[:_ARRAYS]), pairs)
+            found = preference_sums(answers, pairs, self._recipe)
+            return found[0], found
+
+        sums_and_gradients = mx.value_and_grad(sums)
 
         def add_gradients(
             params: Tensors, grads: Tensors | None, *arrays: mx.array
         ) -> tuple[mx.array, Tensors]:
-            loss, new = loss_and_gradients(params, *arrays)
-            return loss, new if grads is None else tree_map(mx.add, grads, new)
+            (_, found), new = sums_and_gradients(params, *arrays)
+            return found, new if grads is None else tree_map(mx.add, grads, new)
 
         def apply(
             params: Tensors,
             grads: Tensors,
             moments: optimizer.Moments,
-            tokens: mx.array,
+            terms: mx.array,
             learning_rate: mx.array,
         ) -> tuple[Tensors, optimizer.Moments, mx.array]:
-            grads = tree_map(lambda grad: grad / tokens, grads)
+            grads = tree_map(lambda grad: grad / terms, grads)
             norm = optimizer.global_norm(grads)
             grads = optimizer.clipped(grads, norm, self._recipe.max_grad_norm)
             decay = self._recipe.weight_decay
             return *optimizer.adamw(params, grads, moments, learning_rate, decay), norm
 
-        def eval_loss_sum(params: Tensors, *arrays: mx.array) -> mx.array:
+        def eval_losses(params: Tensors, *arrays: mx.array) -> mx.array:
+            """[N] cross-entropies of the targets, 0 where they do not count."""
             tokens, targets, loss_mask, segment_ids = arrays
             hidden = self._hidden_states(params, tokens, segment_ids)
             losses = chunked_losses(self._head, {}, hidden, targets.reshape(-1), rows)
-            return (losses * loss_mask.reshape(-1)).sum()
+            return losses * loss_mask.reshape(-1)
 
         random = [mx.random.state]  # dropout draws from it
         self._add_gradients = load.compiled(add_gradients, inputs=random, outputs=random)
         self._apply = load.compiled(apply)
-        self._eval_loss_sum = load.compiled(eval_loss_sum)
+        self._eval_losses = load.compiled(eval_losses)
 
     def _hidden_states(self, params: Tensors, tokens: mx.array, segment_ids: mx.array) -> mx.array:
         """[B*T, D] by these weights, in the compute type."""
@@ -165,19 +191,20 @@ class MlxTrainEngine:
 
     def read_metrics(self) -> StepMetrics:
         with memory.out_of_memory_named():
-            loss, num_tokens = self._over_all(self._loss_total, self._num_tokens)
+            (loss, *pairs), num_terms = self._over_all(self._totals, self._num_terms)
             metrics = StepMetrics(
-                training_loss=loss / max(1, num_tokens),
+                training_loss=loss / max(1, num_terms),
                 grad_norm=float(self._grad_norm),
-                num_tokens=num_tokens,
+                num_tokens=int(self.group.sum(mx.array(self._num_tokens))),
                 peak_memory_bytes=memory.peak_bytes(),
+                preference=preference_figures(pairs, num_terms) if pairs else None,
             )
-        self._loss_total = self._grad_norm = mx.array(0.0)
-        self._num_tokens = 0
+        self._totals, self._grad_norm = mx.zeros(1), mx.array(0.0)
+        self._num_terms = self._num_tokens = 0
         return metrics
 
     def validation_loss(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> float:
-        total, num_tokens = mx.array(0.0), 0
+        total, num_terms = mx.zeros(1), 0
         self.model.eval()
         try:
             for batch in batches:
@@ -186,14 +213,14 @@ class MlxTrainEngine:
                 if not len(batch.tokens):
                     continue
                 with memory.out_of_memory_named():
-                    total = total + self._eval_loss_sum(self.params, *device_batch(batch))
+                    total = total + self._eval_loss(batch)
                     mx.eval(total)
-                num_tokens += batch.num_targets
+                num_terms += batch.num_terms
         finally:
             self.model.train()
             memory.release_freed()
-        loss, num_tokens = self._over_all(total, num_tokens)
-        return loss / num_tokens if num_tokens else float("nan")
+        (loss,), num_terms = self._over_all(total, num_terms)
+        return loss / num_terms if num_terms else float("nan")
 
     @contextmanager
     def evaluating(self) -> Iterator[MlxAnswers]:
@@ -206,17 +233,25 @@ class MlxTrainEngine:
             self.model.train()
             memory.release_freed()
 
-    def _over_all(self, loss_sum: mx.array, num_tokens: int) -> tuple[float, int]:
+    def _eval_loss(self, batch: Batch) -> mx.array:
+        """The loss summed over the batch's terms."""
+        losses = self._eval_losses(self.params, *device_batch(batch))
+        if not isinstance(batch, PairBatch):
+            return losses.sum()
+        pairs = device_pairs(batch)
+        return preference_sums(answer_sums(-losses, pairs), pairs, self._recipe)[0]
+
+    def _over_all(self, sums: mx.array, num_terms: int) -> tuple[list[float], int]:
         """Both summed over the processes."""
-        loss = float(self.group.sum(loss_sum))
-        return loss, int(self.group.sum(mx.array(num_tokens)))
+        found: Any = self.group.sum(sums).tolist()
+        return found, int(self.group.sum(mx.array(num_terms)))
 
     def rehearse(self, batch: Batch) -> int:
         """Forward and backward on `batch`, then as if nothing had happened; see the protocol."""
         memory.reset_peak()
         random = random_state()
         with memory.out_of_memory_named():
-            mx.eval(self._add_gradients(self.params, None, *device_batch(batch)))
+            mx.eval(self._add_gradients(self.params, None, *_device_arrays(batch)))
         set_random_state(random)
         return memory.peak_bytes()
 
@@ -280,6 +315,12 @@ class MlxTrainEngine:
             context_length=load.context_length(self._config),
             versions=load.versions(),
         )
+
+
+def _device_arrays(batch: Batch) -> tuple[mx.array, ...]:
+    """Those of `device_batch`, and for pairs those of `device_pairs` after them."""
+    pairs = device_pairs(batch) if isinstance(batch, PairBatch) else ()
+    return (*device_batch(batch), *pairs)
 
 
 def _require_possible(recipe: Recipe, config: dict[str, Any]) -> None:

@@ -1,15 +1,16 @@
 """Linear projection and cross-entropy in one, in chunks, so that no `[B*T, vocab]` logits exist.
 
-The gradient with respect to the hidden states is formed in the forward pass, chunk by chunk, while
-the chunk's logits are still at hand (the idea of Liger's fused linear cross-entropy, arXiv
-2410.10989, and of Wijmans et al. 2024, arXiv 2411.09009).
+The sum's gradient with respect to the hidden states is formed in the forward pass, chunk by chunk,
+while the chunk's logits are still at hand (the idea of Liger's fused linear cross-entropy, arXiv
+2410.10989, and of Wijmans et al. 2024, arXiv 2411.09009). That of single log-probabilities needs the logits once more, as only the backward
+pass knows how much each counts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,19 +60,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         step = chunk_rows(weight.shape[0])
         for start in range(0, hidden.shape[0], step):
             rows, labels = hidden[start : start + step], targets[start : start + step, None]
-            logits, slope = _base2_logits(rows, projection, softcap, logit_scale)
-            top = logits.amax(-1, keepdim=True)
-            wanted = logits.gather(-1, labels)
-            probs = logits.sub_(top).exp2_()
-            total = probs.sum(-1, keepdim=True)
-            loss += (top + total.log2() - wanted).sum() * _LN_2
+            chunk = _chunk(rows, projection, labels, softcap, logit_scale)
+            loss += chunk.losses.sum() * _LN_2
             if d_hidden is None and d_weight is None:
                 continue
-            d_logits = probs.div_(total)
-            d_logits.scatter_add_(-1, labels, torch.full_like(total, -1.0))
-            if slope is not None:
-                d_logits.mul_(slope)
-            d_logits = d_logits.mul_(logit_scale).to(rows.dtype)
+            d_logits = _d_logits(chunk, labels, logit_scale).to(rows.dtype)
             if d_hidden is not None:
                 torch.mm(d_logits, projection, out=d_hidden[start : start + step])
             if d_weight is not None:
@@ -99,18 +92,83 @@ def target_log_probs(
     softcap: float | None = None,
     logit_scale: float = 1.0,
 ) -> Tensor:
-    """[N] float32 log-probability of each target; arguments as for `linear_cross_entropy`."""
-    projection = weight.to(hidden.dtype)
-    step = chunk_rows(weight.shape[0])
-    parts = []
-    for start in range(0, hidden.shape[0], step):
-        rows, labels = hidden[start : start + step], targets[start : start + step, None]
-        logits, _ = _base2_logits(rows, projection, softcap, logit_scale)
-        top = logits.amax(-1, keepdim=True)
-        wanted = logits.gather(-1, labels)
-        total = logits.sub_(top).exp2_().sum(-1, keepdim=True)
-        parts.append((wanted - top - total.log2_())[:, 0] * _LN_2)
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+    """[N] float32 log-probability of each target in nats; arguments as for
+    `linear_cross_entropy`, and differentiable like it."""
+    return _apply_log_probs(hidden, weight, targets, softcap, logit_scale)
+
+
+class _TargetLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        softcap: float | None,
+        logit_scale: float,
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.softcap, ctx.logit_scale = softcap, logit_scale
+        found = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        projection = weight.to(hidden.dtype)
+        step = chunk_rows(weight.shape[0])
+        for start in range(0, hidden.shape[0], step):
+            rows, labels = hidden[start : start + step], targets[start : start + step, None]
+            chunk = _chunk(rows, projection, labels, softcap, logit_scale)
+            found[start : start + step] = chunk.losses[:, 0] * -_LN_2
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets = ctx.saved_tensors
+        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        projection = weight.to(hidden.dtype)
+        step = chunk_rows(weight.shape[0])
+        for start in range(0, hidden.shape[0], step):
+            rows, labels = hidden[start : start + step], targets[start : start + step, None]
+            chunk = _chunk(rows, projection, labels, ctx.softcap, ctx.logit_scale)
+            d_logits = _d_logits(chunk, labels, ctx.logit_scale)
+            d_logits = d_logits.mul_(-grad[start : start + step, None]).to(rows.dtype)
+            if d_hidden is not None:
+                torch.mm(d_logits, projection, out=d_hidden[start : start + step])
+            if d_weight is not None:
+                d_weight += d_logits.mT @ rows
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
+
+
+_apply_log_probs: Callable[..., Tensor] = _TargetLogProbs.apply
+
+
+class _Chunk(NamedTuple):
+    """Some rows' losses [n, 1] in bits, and what their gradient is made of: probabilities [n, V]
+    times their sum [n, 1], and the slope of the cap."""
+
+    losses: Tensor
+    probs: Tensor
+    total: Tensor
+    slope: Tensor | None
+
+
+def _chunk(
+    rows: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, logit_scale: float
+) -> _Chunk:
+    logits, slope = _base2_logits(rows, weight, softcap, logit_scale)
+    top = logits.amax(-1, keepdim=True)
+    wanted = logits.gather(-1, labels)
+    probs = logits.sub_(top).exp2_()
+    total = probs.sum(-1, keepdim=True)
+    return _Chunk(top + total.log2() - wanted, probs, total, slope)
+
+
+def _d_logits(chunk: _Chunk, labels: Tensor, logit_scale: float) -> Tensor:
+    """[n, V] float32 gradient of the rows' losses in nats; takes the place of `chunk.probs`."""
+    d_logits = chunk.probs.div_(chunk.total)
+    d_logits.scatter_add_(-1, labels, torch.full_like(chunk.total, -1.0))
+    if chunk.slope is not None:
+        d_logits.mul_(chunk.slope)
+    return d_logits.mul_(logit_scale)
 
 
 def _base2_logits(

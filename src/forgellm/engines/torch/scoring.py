@@ -33,20 +33,25 @@ def loss_sum(model: Any, batch: Batch, device: torch.device, dtype: torch.dtype)
     )
 
 
-@torch.no_grad()
-def batch_log_probs(
-    model: Any, batch: Batch, device: torch.device, dtype: torch.dtype
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[B, T] float32 log-probability of each target; 0 where the loss mask is 0."""
+def counted_log_probs(model: Any, batch: Batch, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[N] float32 log-probability of each counted target, row by row, with a gradient."""
     hidden, targets = _counted(model, batch, device)
     head = output_head(model)
-    found = target_log_probs(
+    return target_log_probs(
         hidden.to(dtype),
         head.weight,
         targets,
         softcap=head.softcap,
         logit_scale=head.logit_scale,
     )
+
+
+@torch.no_grad()
+def batch_log_probs(
+    model: Any, batch: Batch, device: torch.device, dtype: torch.dtype
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """[B, T] float32 log-probability of each target; 0 where the loss mask is 0."""
+    found = counted_log_probs(model, batch, device, dtype)
     result = np.zeros(batch.tokens.shape, dtype=np.float32)
     result[batch.loss_mask > 0] = found.cpu().numpy()
     return result

@@ -12,15 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from forgellm.data.batches import Batch
+from forgellm.data.batches import Batch, PairBatch
 from forgellm.engines import adapter
 from forgellm.engines.base import EngineInfo, StepMetrics
 from forgellm.engines.checkpoint_files import OPTIMIZER_FILE, RNG_FILE
 from forgellm.engines.layers import last_blocks
+from forgellm.engines.preference import preference_figures
 from forgellm.engines.process_group import Alone
 from forgellm.engines.torch import adapters, load, memory
 from forgellm.engines.torch.generate import TorchAnswers
 from forgellm.engines.torch.lora import add_lora
+from forgellm.engines.torch.preference import answer_log_probs, preference_sums
 from forgellm.engines.torch.scoring import loss_sum, prove_packing
 from forgellm.errors import CheckpointCorrupt
 from forgellm.schema.recipe import Recipe
@@ -30,6 +32,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 class TorchTrainEngine:
     """See `engines.base.TrainEngine`."""
+
+    _totals: Tensor
+    _num_terms: int
+    _num_tokens: int
 
     def __init__(self, recipe: Recipe, model_path: Path) -> None:
         memory.keep_freed_memory()
@@ -53,24 +59,30 @@ class TorchTrainEngine:
         }
         self._optimizer = self._make_optimizer()
         self.info = self._describe()
-        self._pending_tokens = 0
+        self._pending_terms = 0
         self._reset_counters()
 
     # --- one update -------------------------------------------------------------------------
 
     def step(self, batch: Batch, learning_rate: float, update: bool) -> None:
         with memory.out_of_memory_named():
-            loss = self._loss_sum(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._loss_total += loss.detach()
-            self._pending_tokens += batch.num_targets
+            sums = self._sums(batch)
+            sums[0].backward()  # type: ignore[no-untyped-call]
+            self._totals = sums.detach() + self._totals
+            self._pending_terms += batch.num_terms
+            self._num_terms += batch.num_terms
             self._num_tokens += batch.num_targets
             if update:
                 self._update(learning_rate)
 
-    def _loss_sum(self, batch: Batch) -> Tensor:
+    def _sums(self, batch: Batch) -> Tensor:
+        """The loss summed over the batch's terms [1], or for pairs [4] with their figures."""
+        device, dtype = self._place.device, self._place.dtype
         with self._compute_type():
-            return loss_sum(self.model, batch, self._place.device, self._place.dtype)
+            if not isinstance(batch, PairBatch):
+                return loss_sum(self.model, batch, device, dtype)[None]
+            log_probs = answer_log_probs(self.model, batch, device, dtype)
+        return preference_sums(log_probs, batch, self._recipe)
 
     def _compute_type(self) -> torch.autocast:
         device, dtype = self._place.device, self._place.dtype
@@ -78,48 +90,50 @@ class TorchTrainEngine:
         return torch.autocast(device.type, dtype=dtype, enabled=enabled)
 
     def _update(self, learning_rate: float) -> None:
-        """Divide by the tokens of all micro-batches, so that accumulation equals the big batch."""
+        """Divide by the terms of all micro-batches, so that accumulation equals the big batch."""
         parameters = list(self._trainable.values())
         grads = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_div_(grads, float(max(1, self._pending_tokens)))
+        torch._foreach_div_(grads, float(max(1, self._pending_terms)))
         limit = self._recipe.max_grad_norm or float("inf")
         self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._pending_tokens = 0
+        self._pending_terms = 0
 
     # --- figures ----------------------------------------------------------------------------
 
     def read_metrics(self) -> StepMetrics:
+        loss, *pairs = (float(total) for total in self._totals)
         metrics = StepMetrics(
-            training_loss=float(self._loss_total) / max(1, self._num_tokens),
+            training_loss=loss / max(1, self._num_terms),
             grad_norm=float(self._grad_norm),
             num_tokens=self._num_tokens,
             peak_memory_bytes=memory.peak_bytes(self._place.device),
+            preference=preference_figures(pairs, self._num_terms) if pairs else None,
         )
         self._reset_counters()
         return metrics
 
     def _reset_counters(self) -> None:
-        self._loss_total = torch.zeros((), device=self._place.device)
+        self._totals = torch.zeros(1, device=self._place.device)
         self._grad_norm = torch.zeros((), device=self._place.device)
-        self._num_tokens = 0
+        self._num_terms = self._num_tokens = 0
 
     @torch.no_grad()
     def validation_loss(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> float:
-        total, num_tokens = 0.0, 0
+        total, num_terms = 0.0, 0
         self.model.eval()
         try:
             for batch in batches:
                 if should_stop():
                     break
-                total += float(self._loss_sum(batch))
-                num_tokens += batch.num_targets
+                total += float(self._sums(batch)[0])
+                num_terms += batch.num_terms
         finally:
             self.model.train()
-        return total / num_tokens if num_tokens else float("nan")
+        return total / num_terms if num_terms else float("nan")
 
     @contextmanager
     def evaluating(self) -> Iterator[TorchAnswers]:
@@ -136,7 +150,7 @@ class TorchTrainEngine:
         memory.reset_peak(device)
         rng = torch.get_rng_state()
         with memory.out_of_memory_named():
-            self._loss_sum(batch).backward()  # type: ignore[no-untyped-call]
+            self._sums(batch)[0].backward()  # type: ignore[no-untyped-call]
         self._optimizer.zero_grad(set_to_none=True)
         torch.set_rng_state(rng)
         moments = 8 * sum(int(p.numel()) for p in self._trainable.values())

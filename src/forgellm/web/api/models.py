@@ -20,6 +20,8 @@ def make_router(workspace: Workspace) -> APIRouter:
             cached_models=[_local(model) for model in found if model.kind in ("cached", "base")],
             cpt_models=[_trained(model) for model in found if model.kind == "cpt"],
             ift_models=[_trained(model) for model in found if model.kind == "ift"],
+            dpo_models=[_trained(model) for model in found if model.kind == "dpo"],
+            orpo_models=[_trained(model) for model in found if model.kind == "orpo"],
             published_models=[_trained(model) for model in found if model.kind == "published"],
         )
 

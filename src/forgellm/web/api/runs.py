@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
@@ -25,6 +25,7 @@ from forgellm.schema.manage import (
     RunsReply,
     TrashedReply,
 )
+from forgellm.schema.recipe import TrainingType
 from forgellm.schema.run import MetricsLine, Phase
 from forgellm.supervisor import resume_training
 from forgellm.web.run_figures import run_changed, run_items, run_reply
@@ -47,7 +48,7 @@ def _add_reading(router: APIRouter, workspace: Workspace) -> None:
     @router.get("")
     def runs(
         phase: Phase | None = None,
-        training_type: Annotated[Literal["cpt", "ift"] | None, Query(alias="type")] = None,
+        training_type: Annotated[TrainingType | None, Query(alias="type")] = None,
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
         offset: Annotated[int, Query(ge=0, le=_MAX_NUMBER)] = 0,
     ) -> RunsReply:

@@ -1,0 +1,178 @@
+"""Rows of preference data: one beginning, and after it a chosen and a rejected answer.
+
+Known are `prompt`, `chosen` and `rejected` as text or as lists of turns, `chosen` and `rejected` as
+whole conversations with the same beginning, and the transcripts of Anthropic's HH (`Human:` and
+`Assistant:` in one text).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from forgellm.data.chat.encoding import ChatFormat, Entry, text_bytes
+from forgellm.data.chat.rows import (
+    Conversation,
+    RowRefused,
+    json_list,
+    turns_of,
+    until_last_answer,
+)
+from forgellm.data.chat.template import ChatTemplate, Turn
+from forgellm.data.chat.tokens import Tokens, chat_tokens
+from forgellm.data.tokenizer import Tokenizer
+
+_PROMPTS = ("prompt", "question", "instruction", "query", "input")
+_TRANSCRIPT = re.compile(r"\n\n(Human|Assistant): ?")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two conversations whose first `num_shared` turns are the same; what follows is answers."""
+
+    chosen: Conversation
+    rejected: Conversation
+    num_shared: int
+
+
+def pair_of(row: Any, columns: Mapping[str, str] | None = None) -> Pair:
+    """The pair of a row. `columns` maps prompt, chosen, rejected or system to names.
+
+    Raises RowRefused.
+    """
+    if not isinstance(row, dict):
+        raise RowRefused("not an object")
+    names = {name.lower(): name for name in row} | dict(columns or {})
+    found = {role: row.get(names.get(role, role)) for role in ("chosen", "rejected", "system")}
+    if found["chosen"] is None or found["rejected"] is None:
+        raise RowRefused("no pair: chosen and rejected are not both there")
+    prompt = next((row[names[name]] for name in _PROMPTS if row.get(names.get(name, ""))), None)
+    tools = json_list(row.get("tools"))
+    chosen, rejected = (
+        Conversation(_turns(prompt, found["system"], found[side]), tools)
+        for side in ("chosen", "rejected")
+    )
+    return Pair(chosen, rejected, _num_shared(chosen.turns, rejected.turns))
+
+
+def _turns(prompt: Any, system: Any, answer: Any) -> list[Turn]:
+    """The whole conversation that ends with `answer`."""
+    said = _said(answer, prompt is None)
+    first = next((turn["role"] for turn in said if turn["role"] != "system"), None)
+    if first != "user":
+        asked = _items(prompt)
+        said = [*(_one("user", prompt) if asked is None else turns_of(asked)), *said]
+    if system and said and said[0]["role"] != "system":
+        said = [*_one("system", system), *said]
+    return until_last_answer(said)
+
+
+def _said(answer: Any, is_whole: bool) -> list[Turn]:
+    """Turns of an answer, which may come with all that was said before it (`is_whole`: must)."""
+    items = _items(answer)
+    if items is not None:
+        return turns_of(items)
+    if is_whole and isinstance(answer, str) and answer.lstrip().startswith("Human:"):
+        _, *parts = _TRANSCRIPT.split("\n\n" + answer.lstrip())
+        roles = {"Human": "user", "Assistant": "assistant"}
+        turns = zip(parts[::2], parts[1::2], strict=True)
+        return turns_of([{"role": roles[who], "content": text} for who, text in turns])
+    return _one("assistant", answer)
+
+
+def _items(value: Any) -> list[Any] | None:
+    """The turns of a list, also of one that a table holds as text; None for what is plain text."""
+    items = [value] if isinstance(value, dict) else json_list(value)
+    return items if items and all(isinstance(item, dict) for item in items) else None
+
+
+def _one(role: str, content: Any) -> list[Turn]:
+    return turns_of([{"role": role, "content": content}])
+
+
+def _num_shared(chosen: list[Turn], rejected: list[Turn]) -> int:
+    """Raises RowRefused unless the two part where the assistant answers."""
+    if chosen == rejected:
+        raise RowRefused("chosen and rejected are the same")
+    both = zip(chosen, rejected, strict=False)
+    count = next((n for n, (a, b) in enumerate(both) if a != b), min(len(chosen), len(rejected)))
+    parting = [turns[count]["role"] for turns in (chosen, rejected) if count < len(turns)]
+    if parting != ["assistant", "assistant"]:
+        raise RowRefused("chosen and rejected do not answer the same question")
+    return count
+
+
+class PairEncoder:
+    """Rows that hold a pair: its two conversations stand one after the other. Learned are the
+    assistant's turns after the shared beginning. Raises TemplateRefused if the template is broken.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, form: ChatFormat) -> None:
+        self._tokenizer, self._form = tokenizer, form
+        self._template = ChatTemplate(tokenizer, form.template)
+
+    def encode(self, row: Any) -> Entry:
+        """Raises RowRefused."""
+        pair = pair_of(row, self._form.columns)
+        chosen, rejected = self._tokens(pair)
+        is_cut = not self._fits(chosen, rejected)
+        if is_cut:
+            chosen, rejected = self._cut(pair)
+        if not any(chosen.trained[1:]) or not any(rejected.trained[1:]):
+            raise RowRefused("nothing in it to learn")
+        return Entry(
+            Tokens(chosen.ids + rejected.ids, chosen.trained + rejected.trained),
+            # Pairs of the same question would tell of each other across the split.
+            np.array(chosen.ids[: chosen.trained.index(True)], dtype="<u4").tobytes(),
+            text_bytes(pair.chosen.turns) + text_bytes(pair.rejected.turns),
+            is_cut,
+            rejected_at=len(chosen.ids),
+        )
+
+    def _cut(self, pair: Pair) -> tuple[Tokens, Tokens]:
+        """Without as few as possible of the first turns after the system's, from a question on."""
+        turns = pair.chosen.turns[: pair.num_shared]
+        kept = 1 if turns[0]["role"] == "system" else 0
+        starts = [n for n, turn in enumerate(turns) if turn["role"] == "user" and n > kept]
+        fitting: tuple[Tokens, Tokens] | None = None
+        low, high = 0, len(starts)
+        while low < high:
+            middle = (low + high) // 2
+            found = self._tokens(_without(pair, kept, starts[middle]))
+            if self._fits(*found):
+                fitting, high = found, middle
+            else:
+                low = middle + 1
+        if fitting is None:
+            raise RowRefused(
+                f"its last question and answers take over {self._form.max_tokens} tokens"
+            )
+        return fitting
+
+    def _fits(self, chosen: Tokens, rejected: Tokens) -> bool:
+        return len(chosen.ids) + len(rejected.ids) <= self._form.max_tokens
+
+    def _tokens(self, pair: Pair) -> tuple[Tokens, Tokens]:
+        chosen, rejected = (
+            chat_tokens(
+                conversation,
+                self._tokenizer,
+                self._template,
+                sum(turn["role"] == "assistant" for turn in conversation.turns[pair.num_shared :]),
+            )
+            for conversation in (pair.chosen, pair.rejected)
+        )
+        return chosen, rejected
+
+
+def _without(pair: Pair, first: int, end: int) -> Pair:
+    """The pair without the turns from `first` to `end`, which both conversations share."""
+    chosen, rejected = (
+        replace(side, turns=side.turns[:first] + side.turns[end:])
+        for side in (pair.chosen, pair.rejected)
+    )
+    return Pair(chosen, rejected, pair.num_shared - (end - first))
