@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from forgellm import supervisor
 from forgellm.catalog import find_model, list_models
+from forgellm.child import error_of
 from forgellm.engines.registry import load_fuse_engine, load_generate_engine
 from forgellm.engines.torch import fuse
 from forgellm.errors import (
@@ -30,7 +31,7 @@ from forgellm.errors import (
 )
 from forgellm.paths import Workspace
 from forgellm.publishing import build
-from forgellm.publishing.publish import error_of, find_publishable, publish_checkpoint
+from forgellm.publishing.publish import find_publishable, publish_checkpoint
 from forgellm.runs.checkpoints import find_checkpoint
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import parse_recipe

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from forgellm.errors import CheckpointNotFound
 from forgellm.paths import find_workspace
-
-if TYPE_CHECKING:
-    from forgellm.publishing.publish import OnProgress
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -34,6 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises ForgeError."""
+    from forgellm.cli.progress import progress_bar
     from forgellm.publishing.publish import publish_checkpoint
     from forgellm.runs.checkpoints import best_checkpoint, find_checkpoint
     from forgellm.runs.store import find_run
@@ -44,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         checkpoint = find_checkpoint(found.folder, args.iteration)
     if checkpoint is None:
         raise CheckpointNotFound("This run has no checkpoint yet", details={"run": found.name})
-    with _progress_bar() as on_progress:
+    with progress_bar() as on_progress:
         published = publish_checkpoint(found, checkpoint, on_progress)
     if args.json:
         import json
@@ -61,16 +57,3 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"  try it: forgellm cli generate --model {published.model_name}")
     return 0
-
-
-@contextmanager
-def _progress_bar() -> Iterator[OnProgress]:
-    """A bar on stderr; nothing is drawn where stderr is not a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda done, text: bar.update(task, completed=done, description=text)

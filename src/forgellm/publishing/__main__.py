@@ -1,52 +1,28 @@
-"""The publishing process: `python -m forgellm.publishing RUN_FOLDER ITERATION`.
-
-It says on standard output what it does, a JSON object a line, and last its result or its error.
-"""
+"""The publishing process: `python -m forgellm.publishing RUN_FOLDER ITERATION`."""
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import orjson
-
-from forgellm.errors import ForgeError, OutOfMemory
+from forgellm.child import OnProgress, serve
 from forgellm.paths import find_workspace
 from forgellm.publishing.build import build_published
 from forgellm.runs.checkpoints import find_checkpoint
 from forgellm.runs.store import open_run
 
-_NICENESS = 10
-
 
 def main() -> int:
-    os.nice(_NICENESS)  # a run that trains meanwhile matters more
-    # What libraries print must not get between our lines.
-    lines, sys.stdout = sys.stdout, sys.stderr
+    return serve(_publish)
 
-    def say(item: dict[str, object]) -> None:
-        print(orjson.dumps(item).decode(), file=lines, flush=True)
 
-    # Leaves by an exception, so that the unfinished folder is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def _publish(on_progress: OnProgress) -> dict[str, Any]:
+    """Raises ForgeError."""
     run = open_run(find_workspace(), Path(sys.argv[1]))
-    try:
-        published = build_published(
-            run,
-            find_checkpoint(run.folder, int(sys.argv[2])),
-            lambda fraction, text: say({"progress": fraction, "message": text}),
-        )
-    except ForgeError as error:
-        say({"error": error.to_dict()})
-        return error.exit_code
-    except MemoryError:
-        say({"error": OutOfMemory("The machine ran out of memory").to_dict()})
-        return 1
-    say({"published": asdict(published)})
-    return 0
+    checkpoint = find_checkpoint(run.folder, int(sys.argv[2]))
+    return asdict(build_published(run, checkpoint, on_progress))
 
 
 if __name__ == "__main__":

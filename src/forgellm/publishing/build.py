@@ -13,6 +13,7 @@ import yaml
 
 from forgellm.atomic import storage_errors, sync, sync_tree, write_json
 from forgellm.catalog import ModelFolder, find_model
+from forgellm.child import OnProgress
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import Agreement, FuseEngine
 from forgellm.engines.merged_model import model_of, require_disk, write_merged
@@ -21,7 +22,7 @@ from forgellm.errors import ForgeError, ModelNotFound
 from forgellm.paths import Workspace, utc_now
 from forgellm.publishing.dashboard_png import DASHBOARD_NAME, draw_dashboard
 from forgellm.publishing.model_card import model_card
-from forgellm.publishing.publish import OnProgress, Published
+from forgellm.publishing.publish import Published
 from forgellm.runs.checkpoints import Checkpoint, verify
 from forgellm.runs.lineage import lineage_from
 from forgellm.runs.lock import file_lock

@@ -5,20 +5,14 @@ The child keeps the engine, its time and its memory out of the process that asks
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
-import orjson
-
-from forgellm.errors import CheckpointNotFound, ForgeError, InvalidRequest, PathNotFound
+from forgellm.child import OnProgress, run_child
+from forgellm.errors import CheckpointNotFound, InvalidRequest, PathNotFound
 from forgellm.paths import Workspace
 from forgellm.runs.checkpoints import Checkpoint, find_checkpoint
 from forgellm.runs.store import Run, find_run
@@ -26,11 +20,7 @@ from forgellm.runs.store import Run, find_run
 # -P: a file in the workspace must not pass for a module. The run and the iteration are appended.
 PUBLISHER: tuple[str, ...] = (sys.executable, "-P", "-m", "forgellm.publishing")
 
-OnProgress = Callable[[float, str], None]
 _WEIGHTS_NAME = re.compile(r"(\d{7,})_(adapters\.safetensors|model)")
-_GRACE_SECONDS = 10.0
-_LOGGED_BYTES = 4000
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,71 +81,11 @@ def publish_checkpoint(
     `on_start` is called with a function that ends the work, for use by another thread.
     Raises CheckpointCorrupt, ModelNotFound, UnsupportedModel, DiskTooSmall, ForgeError.
     """
-    arguments = [*PUBLISHER, str(run.folder), str(checkpoint.iteration)]
-    environment = os.environ | {"FORGELLM_WORKSPACE": str(run.workspace.root), "MPLBACKEND": "Agg"}
-    with (
-        TemporaryFile() as complaints,
-        _child(arguments, environment, complaints) as process,
-    ):
-        on_start(process.terminate)
-        published = _follow(process, on_progress)
-        if published is None:
-            complaints.seek(0)
-            _log.error(
-                "publishing failed: %s",
-                complaints.read()[-_LOGGED_BYTES:].decode("utf-8", "replace"),
-            )
-            raise ForgeError(
-                f"Publishing ended without a result (exit status {process.wait()})",
-                suggestion="If memory ran out, close other programs and try again.",
-                details={"run": run.name, "iteration": checkpoint.iteration},
-            )
-    return published
-
-
-@contextmanager
-def _child(
-    arguments: list[str], environment: dict[str, str], complaints: IO[bytes]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process that has ended when this ends, whatever happens."""
-    with subprocess.Popen(
-        arguments,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=complaints,
-        env=environment,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(_GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _follow(process: subprocess.Popen[bytes], on_progress: OnProgress) -> Published | None:
-    """Read what the child says, an object a line, until its result or its error."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        item = orjson.loads(line)
-        if "published" in item:
-            return Published(**item["published"])
-        if "error" in item:
-            raise error_of(item["error"])
-        on_progress(item["progress"], item["message"])
-    return None
-
-
-def error_of(envelope: dict[str, Any]) -> ForgeError:
-    """The error whose envelope another process wrote."""
-    kinds: list[type[ForgeError]] = [ForgeError]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    chosen = next((kind for kind in kinds if kind.code == envelope["error_code"]), ForgeError)
-    error = chosen.__new__(chosen)  # some take other arguments than these
-    ForgeError.__init__(
-        error, envelope["error"], suggestion=envelope["suggestion"], details=envelope["details"]
+    result = run_child(
+        [*PUBLISHER, str(run.folder), str(checkpoint.iteration)],
+        {"FORGELLM_WORKSPACE": str(run.workspace.root), "MPLBACKEND": "Agg"},
+        "Publishing",
+        on_progress,
+        on_start,
     )
-    return error
+    return Published(**result)
