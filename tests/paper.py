@@ -33,14 +33,15 @@ def zipped(parts: dict[str, str | bytes]) -> bytes:
 
 
 def pdf(pages: list[str]) -> bytes:
-    """One line of text a page, in Helvetica."""
+    """Text in Helvetica, a line for each of a page's."""
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
         f"<< /Type /Pages /Count {len(pages)} /Kids [{' '.join(f'{4 + 2 * n} 0 R' for n in range(len(pages)))}] >>",
         "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
     for number, text in enumerate(pages):
-        drawing = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET" if text else "0 0 m 9 9 l S"
+        lines = " T* ".join(f"({line}) Tj" for line in text.split("\n"))
+        drawing = f"BT /F1 12 Tf 14 TL 72 720 Td {lines} ET" if text else "0 0 m 9 9 l S"
         objects += [
             f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * number} 0 R "
             "/Resources << /Font << /F1 3 0 R >> >> >>",

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def server(tmp_path: Path) -> Iterator[tuple[Recorder, httpx2.Client]]:
         yield recorder, client
 
 
+@cache
 def routes() -> set[tuple[str, str]]:
     app = create_app(Workspace(Path()), GuardSettings(), NOWHERE)
     assert isinstance(app, Guard) and isinstance(app.app, FastAPI)

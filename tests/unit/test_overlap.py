@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from forgellm.data import overlap
+from forgellm.data import ngrams, overlap
 from forgellm.data.documents import Document
 from forgellm.data.held_out import held_out_texts
-from forgellm.data.overlap import NGRAM, HeldOut, find_overlaps, words_of
+from forgellm.data.ngrams import words_of
+from forgellm.data.overlap import NGRAM, HeldOut, find_overlaps
 from forgellm.errors import DataError
 
 PROBES = Path(overlap.__file__).parents[1] / "assets" / "handbook_probes.json"
@@ -37,7 +38,7 @@ def plain_share(text: str, training: list[Document]) -> float:
 
 
 def test_shares_equal_those_of_a_plain_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlap, "_PIECE_CHARACTERS", 200)  # so that texts go through in pieces
+    monkeypatch.setattr(ngrams, "_PIECE_CHARACTERS", 200)  # so that texts go through in pieces
     rng = random.Random(3)
     vocabulary = [f"w{number}" for number in range(40)]
     training = [
@@ -47,7 +48,7 @@ def test_shares_equal_those_of_a_plain_count(monkeypatch: pytest.MonkeyPatch) ->
     held_out = []
     for number in range(60):
         copied = words_of(rng.choice(training[:20]).text)[: rng.randrange(60)]
-        own = rng.choices(vocabulary, k=rng.randrange(5, 60))
+        own = rng.choices(vocabulary, k=rng.randrange(8, 60))
         held_out.append(HeldOut(str(number), " ".join([*own, *copied])))
     report = find_overlaps(held_out, training)
     expected = {item.name: plain_share(item.text, training) for item in held_out}
@@ -75,14 +76,14 @@ def test_a_shared_part_is_shown_with_its_first_source() -> None:
 
 
 def test_a_short_text_is_looked_for_whole_and_a_very_short_one_not_at_all() -> None:
-    training = [Document("a", "He asked: who counts the green boats? Nobody.")]
+    training = [Document("a", "He asked: who of us counts the green boats today? Nobody.")]
     held_out = [
-        HeldOut("whole", "Who counts the green boats?"),
-        HeldOut("part", "who counts the green boats here"),
-        HeldOut("tiny", "the green boats"),
+        HeldOut("whole", "Who of us counts the green boats today?"),
+        HeldOut("part", "who of us counts the green boats today, then"),
+        HeldOut("tiny", "counts the green boats"),
     ]
     report = find_overlaps(held_out, training)
-    assert [(item.name, item.n, item.share) for item in report.overlaps] == [("whole", 5, 1.0)]
+    assert [(item.name, item.n, item.share) for item in report.overlaps] == [("whole", 8, 1.0)]
     assert (report.num_compared, report.num_too_short) == (2, 1)
 
 
@@ -123,8 +124,8 @@ def test_a_probe_file_gives_questions_and_true_statements() -> None:
         "handbook_probes.json:1 statement",
         "The Orrowdeep Mirror Guild dates its beginning to the year 1874",
     )
-    leak = [Document("faq.md", f"Q: {found[2].text}\nA: Hesper Quillane")]
-    assert [item.name for item in find_overlaps(found, leak).overlaps] == [found[2].name]
+    leak = [Document("faq.md", f"Q: {found[0].text}\nA: 1874")]
+    assert [item.name for item in find_overlaps(found, leak).overlaps] == [found[0].name]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`forgellm data`: the datasets of the workspace."""
+"""`forgellm data`: the datasets of the workspace, measured, cleaned and divided."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from forgellm.cli import probes, questions
+from forgellm.cli.preparation_flags import add_preparation
 from forgellm.paths import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the command and its sub-commands."""
-    parser = subparsers.add_parser("data", help="list the datasets")
+    parser = subparsers.add_parser("data", help="list, inspect, clean and split datasets")
     parser.add_argument("--workspace", help="folder that holds models/ and dataset/")
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     command = commands.add_parser("list", help="datasets with their size, tokens estimated")
     command.add_argument("--json", action="store_true", help="machine-readable output")
     questions.add_parser(commands)
     probes.add_parser(commands)
+    add_preparation(commands)
     parser.set_defaults(run=run)
 
 
@@ -31,6 +33,10 @@ def run(args: argparse.Namespace) -> int:
         return probes.run(args, find_workspace(args.workspace))
     if args.data_command == "questions":
         return questions.run(args, find_workspace(args.workspace))
+    if args.data_command != "list":
+        from forgellm.cli.preparation import run_task
+
+        return run_task(args)
     datasets = _datasets(find_workspace(args.workspace))
     if args.json:
         print(json.dumps([dataset.model_dump() for dataset in datasets], indent=2))

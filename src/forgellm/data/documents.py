@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,8 +15,12 @@ from forgellm.data.readers import READERS
 from forgellm.data.reading.reader import Unreadable, reason_of
 
 _HASHED_AT_ONCE = 1 << 22
+MANIFEST_NAME = "preparation.json"
 # What ForgeLLM itself lays beside documents, known by its name and its beginning.
-_OWN_FILES = {"report.json": b'{\n  "forgellm_questions":'}
+_OWN_FILES = {
+    "report.json": b'{\n  "forgellm_questions":',
+    MANIFEST_NAME: b'{\n  "forgellm_preparation":',
+}
 
 
 class Document(NamedTuple):
@@ -83,7 +88,8 @@ class ReadReport:
 
 
 def dataset_files(folder: Path) -> Listing:
-    """Files of a dataset sorted by name. Hidden files and folders are no part of a dataset."""
+    """Files of a dataset sorted by name. Hidden files and folders are no part of a dataset, nor is
+    what ForgeLLM lays beside its documents."""
     files: list[DatasetFile] = []
     skipped: list[Skipped] = []
     root = os.path.realpath(folder)
@@ -204,5 +210,6 @@ def _examine(root: str, path: str, shown: str) -> DatasetFile | Skipped:
 
 
 def _printable(name: str) -> str:
-    """File names may hold bytes that are not UTF-8; JSON may not."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """File names may hold bytes that are not UTF-8; JSON may not. Letters with accents are composed,
+    as some systems store names and others do not."""
+    return unicodedata.normalize("NFC", name.encode("utf-8", "backslashreplace").decode())

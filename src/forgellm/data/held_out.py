@@ -8,7 +8,8 @@ from typing import Any
 
 from forgellm.data.chat.files import ROW_READERS
 from forgellm.data.documents import DatasetFile, ReadReport, read_file
-from forgellm.data.overlap import MIN_WORDS, HeldOut, words_of
+from forgellm.data.ngrams import words_of
+from forgellm.data.overlap import MIN_WORDS, HeldOut
 from forgellm.data.readers import READERS
 from forgellm.data.reading.reader import Unreadable, reason_of
 from forgellm.errors import DataError

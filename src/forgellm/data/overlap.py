@@ -1,39 +1,28 @@
 """Which held-out texts are also in the training text: n-grams of words that both have.
 
-Words are compared after NFKC, casefolding and dropping punctuation. Writing without spaces (Chinese,
-Japanese, Thai) counts each character as a word. n is 13, as in the overlap study of GPT-3 (Brown et
-al. 2020, https://arxiv.org/abs/2005.14165, appendix C). A held-out text of fewer words is looked
-for whole, and one of fewer than five is not judged: so few words mean nothing.
+What a word is, `ngrams` says. n is 13, as in the overlap study of GPT-3 (Brown et al. 2020,
+https://arxiv.org/abs/2005.14165, appendix C). A held-out text of fewer words is looked for whole,
+and one of fewer than five is not judged: so few words mean nothing.
 
 The held-out side is indexed, the training side is streamed, so memory grows with the first alone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forgellm.data.documents import Document
+from forgellm.data.ngrams import Hashes, ngrams, word_hash_pieces, word_hashes, words_of
 
 NGRAM = 13
 MIN_WORDS = 5
 MAX_INDEXED_WORDS = 20_000_000  # some 20 bytes each, beside the texts themselves
 
 _EXAMPLE_WORDS = 40
-_PIECE_CHARACTERS = 1_000_000
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word is multiplied away
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
-_SPACE = re.compile(r"\s")
-
-Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -100,16 +89,13 @@ class OverlapIndex:
                 self._num_left_out += 1
             else:
                 num_words += len(words)
-                self._items.append(_Item(item, min(NGRAM, len(words)), _hashes(words)))
+                self._items.append(_Item(item, min(NGRAM, len(words)), word_hashes(words)))
         self._tables = {n: _Table(self._items, n) for n in {item.n for item in self._items}}
         self._sources: list[str] = []
 
     def look_through(self, document: Document) -> None:
         """Note which n-grams the training document has."""
-        before = np.empty(0, np.uint64)
-        for piece in _pieces(document.text):
-            words = np.concatenate([before, _hashes(words_of(piece))])
-            before = words[len(words) - min(len(words), NGRAM - 1) :]
+        for words in word_hash_pieces(document.text, NGRAM):
             self._look_at(words, document.source)
 
     def report(self) -> OverlapReport:
@@ -123,7 +109,7 @@ class OverlapIndex:
     def _look_at(self, words: Hashes, source: str) -> None:
         number = len(self._sources)
         is_new = False
-        for n, grams in _ngrams(words, self._tables.keys()):
+        for n, grams in ngrams(words, self._tables.keys()):
             is_new |= self._tables[n].mark(grams, number)
         if is_new:
             self._sources.append(source)
@@ -145,11 +131,6 @@ class OverlapIndex:
         )
 
 
-def words_of(text: str) -> list[str]:
-    """The words that are compared."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
 @dataclass(frozen=True)
 class _Item:
     held_out: HeldOut
@@ -157,7 +138,7 @@ class _Item:
     words: Hashes
 
     def grams(self) -> Hashes:
-        return next(grams for _, grams in _ngrams(self.words, {self.n}))
+        return next(grams for _, grams in ngrams(self.words, {self.n}))
 
 
 @dataclass
@@ -185,39 +166,6 @@ class _Table:
     def sources_of(self, item: _Item) -> NDArray[np.int64]:
         """int64 [n-grams of the item]."""
         return self.sources[np.searchsorted(self.grams, item.grams())]
-
-
-def _ngrams(words: Hashes, wanted: Iterable[int]) -> Iterator[tuple[int, Hashes]]:
-    """(n, a hash for each n-gram of `words`), for every wanted n of which there is one.
-
-    The hash of n words is that of its first n - 1, times a number, plus the last word's.
-    """
-    grams = words
-    for n in range(1, min(len(words), max(wanted, default=0)) + 1):
-        if n > 1:
-            grams = grams[:-1] * _BASE + words[n - 1 :]
-        if n in set(wanted):
-            yield n, grams
-
-
-def _hashes(words: list[str]) -> Hashes:
-    return np.fromiter(map(_hash, words), np.uint64, len(words))
-
-
-@lru_cache(maxsize=200_000)
-def _hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest())
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """`text` cut at spaces, where it has any."""
-    start = 0
-    while start < len(text):
-        space = _SPACE.search(text, start + _PIECE_CHARACTERS)
-        near = space and space.start() < start + 2 * _PIECE_CHARACTERS
-        end = space.start() if space and near else start + 2 * _PIECE_CHARACTERS
-        yield text[start:end]
-        start = end
 
 
 def _longest_run(found: NDArray[np.bool_]) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from forgellm.data.chat.format import chat_format, template_of
 from forgellm.data.chat.packing import conversations_once, packed_conversations
 from forgellm.data.chat.store import chat_store
 from forgellm.data.chat.template import TemplateRefused
+from forgellm.data.cleaning.manifest import preparation_summary
 from forgellm.data.datasets import find_dataset, find_replay
 from forgellm.data.document_store import token_store
 from forgellm.data.mixture import Mixture, plan_mixture, wanted_replay_rows
@@ -50,7 +51,8 @@ def prepare_data(
         if source == dataset:
             raise ConfigError.one("replay_dataset", "must be another folder than dataset")
         replay = token_store(source, tokenizer, cache, on_progress)
-    return _assemble(recipe, tokenizer, seq_len, domain, replay)
+    preparation = preparation_summary(dataset, domain.fingerprint)
+    return _assemble(recipe, tokenizer, seq_len, domain, replay, preparation)
 
 
 def reopen_prepared(
@@ -84,7 +86,8 @@ def reopen_prepared(
             find_replay(workspace, recipe.replay_dataset), tokenizer, cache, on_progress
         )
         _expect(replay, keys[1], "replay text")
-    return _assemble(recipe, tokenizer, seq_len, domain, replay)
+    preparation = summary.get("preparation")
+    return _assemble(recipe, tokenizer, seq_len, domain, replay, preparation)
 
 
 def _domain_store(
@@ -122,6 +125,7 @@ def _assemble(
     seq_len: int,
     domain: TokenStore,
     replay: TokenStore | None,
+    preparation: dict[str, Any] | None,
 ) -> PreparedData:
     if recipe.training_type == "cpt":
         _require_text(domain, "dataset", recipe.dataset)
@@ -150,6 +154,7 @@ def _assemble(
             packed_replay = PackedStream(replay.tokens, spans, seq_len, recipe.seed)
             texts = texts._replace(replay=TokenText(replay.tokens, spans))
     summary = _summary(domain, split, packed, seq_len, mixture, recipe) | {
+        "preparation": preparation,
         "chat_template": _named_template(recipe, tokenizer),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "replay_source": None if replay is None else recipe.replay_dataset or "shipped",

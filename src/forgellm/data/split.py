@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,9 +62,7 @@ def split_documents(store: TokenStore, validation_split: float, seed: int) -> Sp
         warning = "validation_split is 0: nothing is held out, so overfitting cannot be seen."
         return Split(all_documents(store), _spans(store, []), warnings=[warning])
     keys = _keys(store)
-    groups: dict[bytes, list[int]] = {}
-    for number, key in enumerate(keys):
-        groups.setdefault(key, []).append(number)
+    groups = _groups(keys)
     if len(groups) == 1 and store.trained is not None:
         warning = "All conversations are the same: none can be held out."
         return Split(all_documents(store), _spans(store, []), warnings=[warning])
@@ -74,6 +72,25 @@ def split_documents(store: TokenStore, validation_split: float, seed: int) -> Sp
     train = [number for number, key in enumerate(keys) if key not in held_out]
     validation = [number for key in held_out for number in groups[key]]
     return Split(_spans(store, train), _spans(store, validation), frozenset(held_out))
+
+
+def choose_held_out(keys: Sequence[bytes], validation_split: float, seed: int) -> list[int]:
+    """Numbers of the documents that `split_documents` holds out, given their hashes, in its order.
+
+    None where nothing can be held out whole: `validation_split` is 0, or all documents are equal.
+    """
+    groups = _groups(keys)
+    if validation_split == 0 or len(groups) < 2:
+        return []
+    chosen = _choose(groups, math.ceil(len(keys) * validation_split), seed)
+    return [number for key in chosen for number in groups[key]]
+
+
+def _groups(keys: Iterable[bytes]) -> dict[bytes, list[int]]:
+    groups: dict[bytes, list[int]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(key, []).append(number)
+    return groups
 
 
 def _choose(groups: dict[bytes, list[int]], wanted: int, seed: int) -> dict[bytes, None]:

@@ -12,7 +12,18 @@ from forgellm.schema.request import Request
 
 _ID_PART = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 
-JobKind = Literal["publish_checkpoint", "download", "demo", "questions"]
+JobKind = Literal[
+    "publish_checkpoint",
+    "download",
+    "demo",
+    "questions",
+    "inspect_dataset",
+    "stats_dataset",
+    "dedup_dataset",
+    "split_dataset",
+    "prepare_dataset",
+    "restore_dataset",
+]
 JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 

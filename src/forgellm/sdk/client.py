@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
+from forgellm.sdk.data_routes import DataRoutes
 from forgellm.sdk.replies import Reply, error_of
 from forgellm.sdk.run_routes import RunRoutes
 from forgellm.sdk.streams import follow_training
 from forgellm.sdk.transport import given
 
 
-class ForgeLLMClient(RunRoutes):
+class ForgeLLMClient(RunRoutes, DataRoutes):
     """Talks to a web server. Each method is one route and returns the server's reply as a dict.
 
     A failure is a reply too: `success` is false, and `error`, `error_code`, `details` and
@@ -163,34 +164,11 @@ class ForgeLLMClient(RunRoutes):
     def cancel_job(self, job_id: str) -> Reply:
         return self._post(f"/api/jobs/{quote(job_id, safe='')}/cancel")
 
-    # Data, checkpoints and figures
+    # Checkpoints and figures
 
     def checkpoints(self, training_dir: str | None = None, *, rank_by: str | None = None) -> Reply:
         """Checkpoints of a run, else of the current or the last one."""
         return self._get("/api/checkpoints", training_dir=training_dir, rank_by=rank_by)
-
-    def dataset_info(self) -> Reply:
-        return self._get("/api/dataset/info")
-
-    def preview_dataset(
-        self,
-        name: str,
-        *,
-        model: str | None = None,
-        max_seq_length: int | None = None,
-        blocks: int | None = None,
-    ) -> Reply:
-        """Its documents with their tokens, and the first blocks as they would be trained on."""
-        route = f"/api/datasets/{quote(name, safe='')}/preview"
-        return self._get(route, model=model, max_seq_length=max_seq_length, blocks=blocks)
-
-    def make_questions(self, dataset: str, name: str, **options: Any) -> Reply:
-        """Start a job that makes a dataset of questions and answers with the loaded model.
-
-        Options: `per_passage`, `limit`, `seed`, `known`, `max_tokens`.
-        """
-        body = {"dataset": dataset, "name": name, **options}
-        return self._post("/api/dataset/questions", body)
 
     def dashboard_data(self, training_dir: str | None = None) -> Reply:
         return self._get("/api/dashboard/data", training_dir=training_dir)

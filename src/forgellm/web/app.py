@@ -31,6 +31,7 @@ from forgellm.web.api import (
     jobs,
     model_proxy,
     models,
+    preparation,
     publishing,
     questions,
     queue,
@@ -91,6 +92,7 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
     app.include_router(dashboard.make_router(workspace, run_status))
     app.include_router(publishing.make_router(workspace, job_runner))
     app.include_router(questions.make_router(workspace, job_runner, model_server_url))
+    app.include_router(preparation.make_router(workspace, job_runner))
     app.include_router(jobs.make_router(job_runner))
     app.include_router(hub.make_router(workspace, job_runner))
     app.include_router(demo.make_router(workspace, job_runner))

@@ -307,6 +307,42 @@
             return this.#post('/api/dataset/questions', { dataset, name, ...options });
         }
 
+        // The next six start a job. Their options are the fields of the request.
+
+        /** Every file of a dataset with its tokens and language, and what cannot be used. */
+        inspectDataset(name, options = {}) {
+            return this.#post(`/api/datasets/${part(name)}/inspect`, options);
+        }
+
+        /** Totals, lengths in tokens, languages, duplicates. */
+        datasetStats(name, options = {}) {
+            return this.#post(`/api/datasets/${part(name)}/stats`, options);
+        }
+
+        findDuplicates(name, options = {}) {
+            return this.#post(`/api/datasets/${part(name)}/dedup`, options);
+        }
+
+        /** How a run would split it, and what both sides share. */
+        splitDataset(name, options = {}) {
+            return this.#post(`/api/datasets/${part(name)}/split`, options);
+        }
+
+        /** Make a cleaned copy, `<name>-prepared`. */
+        prepareDataset(name, options = {}) {
+            return this.#post(`/api/datasets/${part(name)}/prepare`, options);
+        }
+
+        /** Undo removals of a prepared dataset, given by their ids, or `'all'`. */
+        restoreDataset(name, removals) {
+            return this.#post(`/api/datasets/${part(name)}/restore`, { removals });
+        }
+
+        /** What a prepared dataset was made of, and what was left out. */
+        preparation(name, options = {}) {
+            return this.#get(`/api/datasets/${part(name)}/preparation`, options);
+        }
+
         dashboardData(trainingDir) {
             return this.#get('/api/dashboard/data', { training_dir: trainingDir });
         }

@@ -1,0 +1,228 @@
+"""The documents or conversations of a dataset, one at a time, and what could not be read of it."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from forgellm.data.chat.files import ROW_READERS
+from forgellm.data.chat.rows import Conversation, RowRefused, conversation_of
+from forgellm.data.documents import DatasetFile, ReadReport, Skipped, dataset_files, read_file
+from forgellm.data.readers import TEXT_FIELDS
+from forgellm.data.reading.reader import Unreadable, reason_of
+from forgellm.errors import DataError, DiskFull
+from forgellm.schema.preparation import DataKind
+
+OnProgress = Callable[[float, str], None]
+"""Called with how much is done, from 0 to 1, and with what is being done."""
+
+Columns = Mapping[Any, str]
+
+_FILES_LOOKED_AT = 50
+_ROWS_LOOKED_AT = 20
+_TOLD_EVERY = 64
+
+
+class Item(NamedTuple):
+    """A document, or a conversation.
+
+    Attributes:
+        number: which row, line or message of the file, where it holds several.
+        text: the document, or what is said in the conversation, a line for each turn.
+        row: as it was read, of a conversation alone.
+    """
+
+    file: str
+    number: int | None
+    text: str
+    row: Any = None
+
+    @property
+    def source(self) -> str:
+        return self.file if self.number is None else f"{self.file}:{self.number}"
+
+    @property
+    def texts(self) -> list[str]:
+        """The document, or each text of the row."""
+        return [self.text] if self.row is None else list(_strings(self.row))
+
+
+@dataclass
+class Reading:
+    """A dataset folder as it is gone through.
+
+    Attributes:
+        columns: which column of a row holds what, where names are unusual; see `conversation_of`.
+        report: filled as items are read.
+    """
+
+    files: list[DatasetFile]
+    kind: DataKind
+    columns: Columns | None = None
+    report: ReadReport = field(default_factory=ReadReport)
+
+    @classmethod
+    def of(cls, folder: Path, kind: DataKind | None, columns: Columns | None = None) -> Reading:
+        """`kind` None finds out whether the folder holds documents or conversations."""
+        listing = dataset_files(folder)
+        found = kind or ("conversations" if columns else _kind_of(listing.files))
+        return cls(listing.files, found, columns, ReadReport(skipped=list(listing.skipped)))
+
+    def items(self, on_progress: OnProgress, task: str) -> Iterator[Item]:
+        """Every item in a fixed order. What cannot be read is noted in the report, never raised."""
+        total = sum(file.size_bytes for file in self.files) or 1
+        done = 0
+        for file in self.files:
+            read = _conversations if self.kind == "conversations" else _documents
+            for number, item in enumerate(read(file, self.report, self.columns)):
+                if number % _TOLD_EVERY == 0:
+                    on_progress(done / total, task)
+                yield item
+            done += file.size_bytes
+            on_progress(done / total, task)
+
+    def require_items(self, count: int) -> None:
+        """Raises DataError if there were none."""
+        if count == 0:
+            skipped = [f"{item.source}: {item.reason}" for item in self.report.skipped[:20]]
+            raise DataError(
+                f"No {self.kind} were found in the dataset",
+                suggestion="See what was skipped: forgellm data inspect NAME",
+                details={"skipped": skipped},
+            )
+
+
+class Spool:
+    """Items on the disk for as long as the work lasts, so that a file is parsed once.
+
+    Raises DiskFull.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()
+        self._count = 0
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, item: Item) -> None:
+        try:
+            self._file.write(orjson.dumps([*item], default=str, option=orjson.OPT_NON_STR_KEYS))
+            self._file.write(b"\n")
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(
+                    "The disk for temporary files is full",
+                    suggestion="Free disk space, or point TMPDIR to another disk.",
+                ) from None
+            raise
+        self._count += 1
+
+    def items(self, on_progress: OnProgress, task: str) -> Iterator[Item]:
+        self._file.seek(0)
+        for number, line in enumerate(self._file):
+            if number % _TOLD_EVERY == 0:
+                on_progress(number / self._count, task)
+            yield Item(*orjson.loads(line))
+
+
+def with_texts(row: Any, change: Callable[[str], str]) -> Any:
+    """`row` with each of its texts changed, in the order of `Item.texts`."""
+    if isinstance(row, str):
+        return change(row)
+    if isinstance(row, dict):
+        return {key: with_texts(value, change) for key, value in row.items()}
+    if isinstance(row, list):
+        return [with_texts(value, change) for value in row]
+    return row
+
+
+def _strings(row: Any) -> Iterator[str]:
+    if isinstance(row, str):
+        yield row
+    elif isinstance(row, (dict, list)):
+        for value in row.values() if isinstance(row, dict) else row:
+            yield from _strings(value)
+
+
+def _kind_of(files: Sequence[DatasetFile]) -> DataKind:
+    """Conversations, if one of the first rows of some file is one and not a document."""
+    rows = [file for file in files if file.path.suffix.lower() in ROW_READERS]
+    for file in rows[:_FILES_LOOKED_AT]:
+        reader = ROW_READERS[file.path.suffix.lower()](file.path, lambda reason, number: None)
+        try:
+            for _, row in islice(reader, _ROWS_LOOKED_AT):
+                if _is_document(row):
+                    continue
+                try:
+                    conversation_of(row)
+                except RowRefused:
+                    continue
+                return "conversations"
+        except (Unreadable, UnicodeDecodeError, OSError):
+            continue
+    return "documents"
+
+
+def _is_document(row: Any) -> bool:
+    return isinstance(row, dict) and any(str(name).lower() in TEXT_FIELDS for name in row)
+
+
+def _documents(file: DatasetFile, report: ReadReport, columns: Columns | None) -> Iterator[Item]:
+    for document in read_file(file, report):
+        number = document.source[len(file.name) + 1 :]
+        yield Item(file.name, int(number) if number else None, document.text)
+
+
+def _conversations(
+    file: DatasetFile, report: ReadReport, columns: Columns | None
+) -> Iterator[Item]:
+    reader = ROW_READERS.get(file.path.suffix.lower())
+    if reader is None:
+        report.skipped.append(Skipped(file.name, "holds no conversations"))
+        return
+    skipped: dict[str, tuple[int, int]] = {}  # reason -> (first row, how many)
+
+    def skip(reason: str, number: int) -> None:
+        first, count = skipped.get(reason, (number, 0))
+        skipped[reason] = (first, count + 1)
+
+    before = report.documents
+    try:
+        for number, row in reader(file.path, skip):
+            try:
+                text = _said(conversation_of(row, columns))
+            except RowRefused as error:
+                skip(str(error), number)
+                continue
+            report.documents += 1
+            report.text_bytes += len(text.encode())
+            yield Item(file.name, number, text, row)
+    except (Unreadable, UnicodeDecodeError, OSError) as error:
+        report.skipped.append(Skipped(file.name, reason_of(error)))
+    for reason, (first, count) in skipped.items():
+        report.skipped.append(Skipped(file.name, f"{reason}, first at {first}", count))
+    report.files += report.documents > before
+
+
+def _said(conversation: Conversation) -> str:
+    """What is said, and which tools are called."""
+    lines = []
+    for turn in conversation.turns:
+        lines.append(str(turn.get("content") or ""))
+        if calls := turn.get("tool_calls"):
+            lines.append(orjson.dumps(calls, default=str).decode())
+    return "\n".join(line for line in lines if line)
