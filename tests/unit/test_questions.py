@@ -39,6 +39,12 @@ def test_sentences_end_where_a_reader_would_say() -> None:
                      "- one thing", "- another"]  # fmt: skip
 
 
+def test_a_text_without_borders_is_cut_and_gone_through_once() -> None:
+    text = "a" * 1_500_000
+    found = [span.text for span in sentence_spans(Document("a", text))]
+    assert "".join(found) == text and max(map(len, found)) == 600
+
+
 def test_passages_come_in_an_order_that_depends_on_the_seed_alone(tmp_path: Path) -> None:
     for number in range(30):
         text = f"Lamp {number} stands on the north pier and is lit at dusk by the keeper. " * 9

@@ -40,10 +40,9 @@ def sentence_spans(document: Document) -> Iterator[Span]:
     """The sentences of a document in order, without the white space around them."""
     text, start = document.text, 0
     while start < len(text):
-        heading = _HEADING.match(text, start)
-        found = heading or _BORDER.search(text, start)
-        end = found.end() if found else len(text)
-        end = min(max(end, start + 1), start + _LONGEST_SENTENCE)
+        limit = min(start + _LONGEST_SENTENCE, len(text))
+        found = _HEADING.match(text, start, limit) or _BORDER.search(text, start, limit)
+        end = max(found.end(), start + 1) if found else limit
         piece = text[start:end]
         if stripped := piece.strip():
             begin = start + len(piece) - len(piece.lstrip())
