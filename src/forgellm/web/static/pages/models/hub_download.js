@@ -2,10 +2,11 @@
 import { html, useState } from '../../core/html.js';
 import { api } from '../../core/api.js';
 import { jobs } from '../../core/live.js';
-import { ProgressBar, WorkButton } from '../../components/controls.js';
+import { WorkButton } from '../../components/controls.js';
 import { Dialog } from '../../components/dialog.js';
-import { Notice, Problem, toastError } from '../../components/feedback.js';
+import { Notice, Problem } from '../../components/feedback.js';
 import { TextField } from '../../components/field.js';
+import { JobProgress } from '../../components/job.js';
 
 export function HubDownload({ onClose }) {
     const [name, setName] = useState('');
@@ -29,9 +30,5 @@ export function HubDownload({ onClose }) {
 
 function Download({ job }) {
     if (job.status === 'completed') return html`<${Notice} tone="good">${job.result.model_name} is here, ${job.result.size_gb} GB.<//>`;
-    if (job.status === 'failed') return html`<${Problem} error=${{ ...job.error, message: job.error.error }} />`;
-    if (job.status === 'cancelled') return html`<p class="quiet">Cancelled. What has arrived is kept, and not fetched again.</p>`;
-    return html`<div class="stack"><${ProgressBar} value=${job.progress} label="Download" />
-        <div class="row"><span class="grow quiet" role="status">${job.message || 'asking the hub'}</span>
-            <${WorkButton} class="small" onPress=${() => api.cancelJob(job.job_id).catch(toastError)}>Cancel<//></div></div>`;
+    return html`<${JobProgress} job=${job} />`;
 }

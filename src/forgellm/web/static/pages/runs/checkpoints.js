@@ -1,12 +1,12 @@
 /** A run's checkpoints, ranked: talk to one, compare it, publish it, delete it. */
-import { html, useState } from '../../core/html.js';
+import { html } from '../../core/html.js';
 import { api } from '../../core/api.js';
 import { figure, megabytes, percent, time } from '../../core/format.js';
-import { jobs } from '../../core/live.js';
-import { ProgressBar, WorkButton } from '../../components/controls.js';
+import { WorkButton } from '../../components/controls.js';
 import { confirmed } from '../../components/dialog.js';
-import { Badge, Empty, Notice, Problem, toast, toastError } from '../../components/feedback.js';
+import { Badge, Empty, Notice, toast, toastError } from '../../components/feedback.js';
 import { Icon } from '../../components/icon.js';
+import { JobProgress, useJob } from '../../components/job.js';
 import { Table } from '../../components/table.js';
 
 export function Checkpoints({ run, checkpoints, evaluations, reload, isActive }) {
@@ -41,20 +41,20 @@ function probesShown(line) {
 }
 
 function Actions({ run, item, reload, isActive }) {
-    const [jobId, setJobId] = useState(null);
-    const job = jobs.value.get(jobId);
+    const { job, begin, clear } = useJob();
     const at = `${encodeURIComponent(run.name)}@${item.iteration}`;
     const publish = async () => {
         const text = 'It is merged into its base, compared with base plus adapter, and lands in models/published with a model card and a dashboard.';
         if (!(await confirmed({ title: `Publish checkpoint ${item.iteration}?`, text, action: 'Publish' }))) return;
-        await api.publishCheckpoint(item.path, run.output_dir, { async: true }).then((reply) => setJobId(reply.job_id), toastError);
+        await begin(() => api.publishCheckpoint(item.path, run.output_dir, { async: true }));
     };
     const remove = async () => {
         const text = `Checkpoint ${item.iteration} and what a resume from it needs. This cannot be taken back.`;
         if (!(await confirmed({ title: 'Delete this checkpoint?', text, action: 'Delete for good', danger: true }))) return;
         await api.deleteCheckpoint(run.name, item.iteration).then(() => { toast('Checkpoint deleted'); reload(); }, toastError);
     };
-    if (job && job.status !== 'cancelled') return html`<${Publishing} job=${job} onClose=${() => setJobId(null)} />`;
+    if (job?.status === 'completed') return html`<${Published} job=${job} />`;
+    if (job && job.status !== 'cancelled') return html`<${JobProgress} job=${job} onClear=${clear} />`;
     return html`<div class="row end nowrap">
         <a class="button small" href=${`/chat?run=${at}`}>Chat</a>
         <a class="button small" title="Side by side with the base model" href=${`/chat?run=${at}&beside=base`}>Compare</a>
@@ -63,12 +63,8 @@ function Actions({ run, item, reload, isActive }) {
     </div>`;
 }
 
-function Publishing({ job, onClose }) {
-    if (job.status === 'failed') return html`<${Problem} error=${{ ...job.error, message: job.error.error }} onRetry=${onClose} />`;
-    if (job.status === 'completed') {
-        return html`<${Notice} tone="good"><span>Published as <a href="/models">${job.result.model_name}</a>.
-            Compared on ${job.result.verification.positions} positions, it agrees on ${percent(job.result.verification.top1_agreement, 1)}.</span><//>`;
-    }
-    return html`<div class="row nowrap"><div class="job-bar"><${ProgressBar} value=${job.progress} label="Publishing" /><span class="quiet small-text">${job.message}</span></div>
-        <${WorkButton} class="small" onPress=${() => api.cancelJob(job.job_id).catch(toastError)}>Cancel<//></div>`;
+function Published({ job }) {
+    const { model_name, verification } = job.result;
+    return html`<${Notice} tone="good"><span>Published as <a href="/models">${model_name}</a>.
+        Compared on ${verification.positions} positions, it agrees on ${percent(verification.top1_agreement, 1)}.</span><//>`;
 }

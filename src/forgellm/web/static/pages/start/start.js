@@ -1,12 +1,13 @@
 /** What is here, what is running, and the one obvious next step. */
-import { html, useEffect, useState } from '../../core/html.js';
+import { html } from '../../core/html.js';
 import { api } from '../../core/api.js';
 import { ago, baseName, figure, gigabytes, isActive, minutes, PHASES, plural, short } from '../../core/format.js';
-import { currentRun, jobs, runsChanged } from '../../core/live.js';
+import { currentRun, runsChanged } from '../../core/live.js';
 import { useResource } from '../../core/resource.js';
 import { address, navigate } from '../../core/router.js';
 import { ProgressBar, WorkButton } from '../../components/controls.js';
-import { Badge, Problem, Shown, toastError } from '../../components/feedback.js';
+import { Badge, Shown } from '../../components/feedback.js';
+import { JobProgress, useJob } from '../../components/job.js';
 
 export const title = 'Start';
 
@@ -77,26 +78,12 @@ function FirstRun() {
 
 /** Fetches the demo's model and documents, then goes to a filled-in Train view. */
 function DemoButton({ quiet = false }) {
-    const [jobId, setJobId] = useState(null);
-    const job = jobs.value.get(jobId);
-    useEffect(() => {
-        if (job?.status === 'completed') {
-            sessionStorage.setItem('forgellm.recipe', JSON.stringify(job.result.recipe));
-            navigate('/train?from=demo');
-        }
-    }, [job?.status]);
-    if (job?.status === 'failed') return html`<${Problem} error=${{ ...job.error, message: job.error.error }} onRetry=${() => setJobId(null)} />`;
-    if (jobId && job?.status !== 'cancelled') {
-        return html`<div class="grow stack"><${ProgressBar} value=${null} label="Preparing the demo" /><p class="quiet" role="status">${job?.message || 'preparing'}</p></div>`;
-    }
-    const begin = async () => {
-        try {
-            setJobId((await api.prepareDemo()).job_id);
-        } catch (error) {
-            toastError(error);
-        }
-    };
-    return html`<${WorkButton} class=${quiet ? '' : 'primary'} onPress=${begin}>Set up the demo<//>`;
+    const { job, begin, clear } = useJob((done) => {
+        sessionStorage.setItem('forgellm.recipe', JSON.stringify(done.result.recipe));
+        navigate('/train?from=demo');
+    });
+    if (job && job.status !== 'cancelled') return html`<div class="grow"><${JobProgress} job=${job} onClear=${clear} /></div>`;
+    return html`<${WorkButton} class=${quiet ? '' : 'primary'} onPress=${() => begin(() => api.prepareDemo())}>Set up the demo<//>`;
 }
 
 function LatestRuns({ runs }) {
