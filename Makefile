@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKSPACE ?= workspace
 
-.PHONY: setup demo test test-full lint docs clean
+.PHONY: setup demo test test-full test-browser lint lint-page docs clean
 
 setup: .venv/.ready  ## make .venv with everything for development
 
@@ -26,6 +26,16 @@ lint: setup  ## style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lint-page: tests/browser/node_modules  ## types of the web page's scripts; needs npm
+	cd tests/browser && npx --no-install tsc -p jsconfig.json
+
+test-browser: setup lint-page  ## the web page in Chromium; needs it, and npm
+	$(BIN)/pytest -q -m browser
+
+tests/browser/node_modules: tests/browser/package-lock.json
+	cd tests/browser && npm ci --silent --no-audit --no-fund
+	touch $@
 
 docs: setup  ## fill the generated parts of docs/
 	$(BIN)/python scripts/write_docs.py

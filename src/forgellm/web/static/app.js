@@ -19,7 +19,7 @@ const loaded = new Map();
 function CurrentView() {
     const { view, name, query } = place.value;
     const [, setCount] = useState(0);
-    const [error, setError] = useState(null);
+    const [error, setError] = useState(/** @type {any} */ (null));
     const module = loaded.get(view);
     useEffect(() => {
         if (module || !VIEWS[view]) return;

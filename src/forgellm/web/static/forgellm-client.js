@@ -221,7 +221,10 @@
             return this.#post('/api/model/unload');
         }
 
-        /** Load the model, unless none is named, and answer; the reply has `response`. */
+        /**
+         * Load the model, unless none is named, and answer; the reply has `response`.
+         * @param {any} [options]
+         */
         async generateText(prompt, modelName, { adapterPath, ...options } = {}) {
             if (modelName) {
                 const loading = await this.loadModel(modelName, adapterPath);
@@ -230,7 +233,10 @@
             return this.#post('/api/model/generate', { prompt, ...options, streaming: false });
         }
 
-        /** As generateText, in pieces as they are made. Leaving the loop stops the answer. */
+        /**
+         * As generateText, in pieces as they are made. Leaving the loop stops the answer.
+         * @param {any} [options]
+         */
         async *streamText(prompt, modelName, { adapterPath, ...options } = {}) {
             if (modelName) {
                 const loading = await this.loadModel(modelName, adapterPath);
@@ -391,6 +397,7 @@
             return this.#reply(await this.#send(path, init));
         }
 
+        /** @param {any} init as fetch takes it */
         #send(path, { headers = {}, ...init }) {
             return fetch(this.baseUrl + path, { ...init, headers: { ...this.headers, ...headers } });
         }
@@ -464,7 +471,7 @@
                 const { value, done } = await reader.read();
                 if (done) return;
                 const lines = (text + decoder.decode(value, { stream: true })).split('\n');
-                text = lines.pop();
+                text = lines.pop() ?? '';
                 for (const line of lines) {
                     if (line.startsWith('data:')) yield JSON.parse(line.slice(5));
                 }

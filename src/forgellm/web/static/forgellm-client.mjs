@@ -1,5 +1,5 @@
 /** forgellm-client.js as an ES module. */
 import './forgellm-client.js';
 
-export const { ForgeLLMClient, ForgeLLMError } = globalThis;
+export const { ForgeLLMClient, ForgeLLMError } = /** @type {any} */ (globalThis);
 export default ForgeLLMClient;

@@ -8,7 +8,6 @@ import { html, useEffect, useRef } from '../core/html.js';
 import { count, figure } from '../core/format.js';
 import { theme } from '../core/settings.js';
 
-// @ts-expect-error a global of vendor/uPlot.iife.min.js
 const UPlot = globalThis.uPlot;
 
 const HEIGHT = 240;

@@ -21,7 +21,7 @@ export function Dialog({ title, onClose, wide = false, children, footer }) {
     </dialog>`;
 }
 
-const question = signal(null);
+const question = signal(/** @type {any} */ (null));
 
 /**
  * Ask before something that cannot be taken back, or that has a price.

@@ -50,7 +50,7 @@ export function Badge({ tone = 'quiet', children }) {
 
 // --- toasts: short news that need no answer ------------------------------------------------------
 
-const toasts = signal([]);
+const toasts = signal(/** @type {any[]} */ ([]));
 let number = 0;
 
 /**

@@ -5,8 +5,8 @@
 import { html, useEffect, useRef } from '../core/html.js';
 
 /** Loaded when first needed: the page starts without them. */
-let parser = null;
-let highlighter = null;
+let parser = /** @type {any} */ (null);
+let highlighter = /** @type {any} */ (null);
 
 async function parserLoaded() {
     if (!parser) {
@@ -18,7 +18,6 @@ async function parserLoaded() {
     return parser;
 }
 
-// @ts-expect-error a global of vendor/purify.min.js
 const purifier = globalThis.DOMPurify;
 const ALLOWED = {
     ALLOWED_TAGS: ['p', 'br', 'hr', 'h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'strong', 'em', 's', 'code', 'pre', 'blockquote',

@@ -7,7 +7,7 @@ import { html, useState } from '../core/html.js';
  * @param {{columns: Column[], rows: any[], rowKey: (row: any) => string, caption: string, sort?: {id: string, down: boolean}, rowClass?: (row: any) => string}} props
  */
 export function Table({ columns, rows, rowKey, caption, sort: first, rowClass }) {
-    const [sort, setSort] = useState(first ?? null);
+    const [sort, setSort] = useState(/** @type {any} */ (first ?? null));
     const column = columns.find((item) => item.id === sort?.id);
     const sorted = column ? [...rows].sort((a, b) => compared(column.value(a), column.value(b), sort.down)) : rows;
     const turn = (id) => setSort((before) => ({ id, down: before?.id === id ? !before.down : false }));

@@ -6,19 +6,6 @@ export { ForgeLLMError };
 /** One method per route; see forgellm-client.js. */
 export const api = new ForgeLLMClient('', { throwErrors: true });
 
-/** A route that the client has no method for. `body` is sent as JSON. */
-export async function request(path, { method = 'GET', body, signal } = {}) {
-    const init = { method, signal };
-    if (body !== undefined) {
-        init.headers = { 'Content-Type': 'application/json' };
-        init.body = JSON.stringify(body);
-    }
-    const response = await fetch(path, init);
-    const reply = await response.json();
-    if (!reply.success) throw new ForgeLLMError(reply);
-    return reply;
-}
-
 /**
  * Anything that was thrown, as an error to show. The browser's own words for a server that is not
  * there ("Failed to fetch") help nobody.

@@ -9,13 +9,13 @@ import { batch, signal } from './html.js';
 export const connection = signal('connecting');
 
 /** The model server's status, null until it was heard of. */
-export const model = signal(null);
+export const model = signal(/** @type {any} */ (null));
 
 /** job_id -> job, as far as heard of since the page was opened. */
 export const jobs = signal(new Map());
 
 /** The newest event of the run that trains or trained last, null before any. */
-export const currentRun = signal(null);
+export const currentRun = signal(/** @type {any} */ (null));
 
 /** Counts the ends and beginnings of runs, for what must be asked for again then. */
 export const runsChanged = signal(0);
@@ -30,7 +30,6 @@ const waiting = [];
 const waitingJobs = new Map();
 let frame = 0;
 
-// @ts-expect-error a global of vendor/socket.io.min.js
 const socket = globalThis.io({ transports: ['websocket', 'polling'] });
 
 /**

@@ -11,7 +11,7 @@ import { shown } from './api.js';
  * @returns {{data: T | undefined, error: ReturnType<typeof shown> | undefined, isLoading: boolean, reload: () => void}}
  */
 export function useResource(ask, inputs = []) {
-    const [state, setState] = useState({ data: undefined, error: undefined, isLoading: true });
+    const [state, setState] = useState(/** @type {{data: T | undefined, error: any, isLoading: boolean}} */ ({ data: undefined, error: undefined, isLoading: true }));
     const [count, setCount] = useState(0);
     const last = useRef(0);
     useEffect(() => {

@@ -20,6 +20,10 @@ export class Session {
         this.showsTokens = signal(false);
         this.aborts = new Map();
         this.saving = Promise.resolve();
+        this.growing = new Map();
+        this.frame = 0;
+        /** Called with the id that a new conversation is given. */
+        this.onCreated = (/** @type {string} */ id) => {};
     }
 
     get isAnswering() {
@@ -85,6 +89,7 @@ export class Session {
             history: system ? [{ role: 'system', content: system }, ...history] : history,
             ...(this.showsTokens.value ? { top_logprobs: TOP_LOGPROBS } : {}),
         };
+        /** @type {any} */
         const answer = { ...newMessage('assistant', ''), ...named(panes[pane]), parent: question.id, pane, scores: [] };
         const abort = new AbortController();
         this.aborts.set(pane, abort);
@@ -106,7 +111,6 @@ export class Session {
 
     /** Show what has come so far, at most once a frame. */
     #grow(pane, answer) {
-        this.growing ??= new Map();
         this.growing.set(pane, answer);
         if (!this.live.value.has(pane)) this.live.value = new Map([...this.live.value, [pane, { ...answer }]]);
         this.frame ||= requestAnimationFrame(() => {
@@ -137,7 +141,7 @@ export class Session {
         if (!state.value.id) {
             const { conversation } = await api.createConversation(content);
             state.value = { ...state.value, id: conversation.id, revision: conversation.revision };
-            this.onCreated?.(conversation.id);
+            this.onCreated(conversation.id);
             return;
         }
         const { conversation } = await api.saveConversation(state.value.id, { ...content, revision: state.value.revision });

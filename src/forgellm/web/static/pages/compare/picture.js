@@ -15,7 +15,7 @@ export function savePicture(fileName, names) {
     picture.height = heights.reduce((sum, height) => sum + height, 0) + (names.length * LINE + 2 * MARGIN) * scale;
     const ctx = /** @type {CanvasRenderingContext2D} */ (picture.getContext('2d'));
     const style = getComputedStyle(document.body);
-    ctx.fillStyle = getComputedStyle(charts[0].closest('.card')).backgroundColor;
+    ctx.fillStyle = getComputedStyle(/** @type {Element} */ (charts[0].closest('.card'))).backgroundColor;
     ctx.fillRect(0, 0, picture.width, picture.height);
     ctx.textBaseline = 'middle';
     let y = MARGIN * scale;

@@ -11,7 +11,7 @@ import { JobProgress } from '../../components/job.js';
 export function HubDownload({ onClose }) {
     const [name, setName] = useState('');
     const [revision, setRevision] = useState('main');
-    const [error, setError] = useState(null);
+    const [error, setError] = useState(/** @type {any} */ (null));
     const begin = () => {
         setError(null);
         return api.downloadModel(name.trim(), revision.trim() || 'main').catch(setError);

@@ -14,7 +14,7 @@ const READ_MILLISECONDS = 400;
 export function useCurve(trainingId, outputDir, onEvent) {
     const lines = useRef(/** @type {any[]} */ ([]));
     const [version, setVersion] = useState(0);
-    const [error, setError] = useState(null);
+    const [error, setError] = useState(/** @type {any} */ (null));
     const [isLoaded, setLoaded] = useState(false);
     const handle = useRef(onEvent);
     handle.current = onEvent;
@@ -74,7 +74,7 @@ export function columnsOf(lines) {
 /** Seconds of training since the first line. Pauses, between a stop and a resume, do not count. */
 function secondsOf(lines) {
     let total = 0;
-    let before = null;
+    let before = /** @type {number | null} */ (null);
     const usual = median(lines.slice(1).map((line, at) => Date.parse(line.timestamp) - Date.parse(lines[at].timestamp)));
     return lines.map((line) => {
         const now = Date.parse(line.timestamp);

@@ -42,7 +42,7 @@ function Figures({ found, recipe, change }) {
             ${epochs !== null && html`<dt>Passes over the data</dt><dd>about ${figure(epochs, 1)}</dd>`}
             <dt>Disk</dt><dd>${gigabytes(disk.needed_gb)} <span class="quiet">of ${gigabytes(disk.free_gb)} free</span></dd>
         </dl>
-        ${epochs > MANY_PASSES && html`<${ManyPasses} epochs=${epochs} recipe=${recipe} change=${change} />`}
+        ${epochs !== null && epochs > MANY_PASSES && html`<${ManyPasses} epochs=${epochs} recipe=${recipe} change=${change} />`}
         ${problem && html`<${Unfit} problem=${problem} change=${change} />`}
         ${found.warnings.map((text) => html`<${Notice} key=${text} tone="warn">${text}<//>`)}
         <${RateCurve} points=${found.learning_rates} />`;

@@ -37,7 +37,7 @@ export function AllFields({ recipe, change, problems, fields }) {
     const isWrong = Object.keys(problems).some((name) => !ELSEWHERE.has(name) && !MAIN.includes(name));
     return html`<details open=${isWrong}><summary><strong>All fields</strong> <span class="quiet">${set.length ? `${set.length} set` : 'all at their defaults'}</span></summary>
         ${groups.map(([heading, names]) => {
-            const known = names.filter((name) => fields[name] && !(CHAT_FIELDS.has(name) && recipe.training_type === 'cpt'));
+            const known = /** @type {string[]} */ (names).filter((name) => fields[name] && !(CHAT_FIELDS.has(name) && recipe.training_type === 'cpt'));
             if (!known.length) return null;
             return html`<h3 class="group">${heading}</h3><div class="grid fields">${known.map((name) => html`<${AnyField} key=${name} name=${name}
                 label=${html`<code>${name}</code>`} field=${fields[name]} value=${recipe[name]} error=${problems[name]} onChange=${(value) => change({ [name]: value })} />`)}</div>`;
@@ -55,7 +55,7 @@ function AnyField({ name, label, field, value, error, usual, onChange }) {
         return html`<${SelectField} ...${common} value=${value ?? field.default} options=${options} onChange=${(chosen) => onChange(chosen === field.default ? null : chosen)} />`;
     }
     if (shape.kind === 'number') {
-        const placeholder = usual ?? (field.default ?? null) ?? 'default';
+        const placeholder = usual ?? field.default ?? 'default';
         return html`<${NumberField} ...${common} value=${value} placeholder=${String(placeholder)} min=${shape.minimum} max=${shape.maximum}
             step=${shape.isWhole ? 1 : 'any'} inputmode=${shape.isWhole ? 'numeric' : 'decimal'} onChange=${onChange} />`;
     }

@@ -41,7 +41,7 @@ async function firstRecipe(query) {
     if (query.dataset) asked.dataset = query.dataset;
     if (query.base_run) asked.base_run = query.base_run;
     if (query.type) asked.training_type = query.type;
-    return { training_type: 'cpt', ...draft(), ...asked };
+    return Object.assign({ training_type: 'cpt' }, draft(), asked);
 }
 
 function draft() {
