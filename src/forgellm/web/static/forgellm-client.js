@@ -223,6 +223,8 @@
 
         /**
          * Load the model, unless none is named, and answer; the reply has `response`.
+         * @param {string} prompt
+         * @param {string} [modelName]
          * @param {any} [options]
          */
         async generateText(prompt, modelName, { adapterPath, ...options } = {}) {
@@ -235,6 +237,8 @@
 
         /**
          * As generateText, in pieces as they are made. Leaving the loop stops the answer.
+         * @param {string} prompt
+         * @param {string} [modelName]
          * @param {any} [options]
          */
         async *streamText(prompt, modelName, { adapterPath, ...options } = {}) {
@@ -397,7 +401,10 @@
             return this.#reply(await this.#send(path, init));
         }
 
-        /** @param {any} init as fetch takes it */
+        /**
+         * @param {string} path
+         * @param {any} init as fetch takes it
+         */
         #send(path, { headers = {}, ...init }) {
             return fetch(this.baseUrl + path, { ...init, headers: { ...this.headers, ...headers } });
         }
