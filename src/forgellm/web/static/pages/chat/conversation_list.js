@@ -23,10 +23,13 @@ export function ConversationList({ current, changed, onPick }) {
         const file = event.target.files[0];
         event.target.value = '';
         if (!file) return;
-        await api.importConversations(await file.text()).then((reply) => {
-            toast(`${plural(reply.imported, 'conversation')} imported`);
+        try {
+            const { imported } = await api.importConversations(rowsOf(await file.text()));
+            toast(`${plural(imported.length, 'conversation')} imported`);
             found.reload();
-        }, toastError);
+        } catch (error) {
+            toastError(error);
+        }
     };
     return html`<nav class="chat-list" aria-label="Conversations">
         <label><span class="hidden">Search conversations</span><input type="search" placeholder="Search conversations" value=${wanted} onInput=${(event) => setWanted(event.target.value)} /></label>
@@ -39,4 +42,13 @@ export function ConversationList({ current, changed, onPick }) {
         <div class="row list-foot"><a class="button small" href="/api/conversations/export" download="conversations.jsonl">Export</a>
             <label class="button small file-button">Import<input type="file" accept=".jsonl,.json" onChange=${take} /></label></div>
     </nav>`;
+}
+
+/** JSON lines, or one JSON list. Throws Error. */
+function rowsOf(text) {
+    try {
+        return text.trim().startsWith('[') ? JSON.parse(text) : text.split('\n').filter((line) => line.trim()).map((line) => JSON.parse(line));
+    } catch {
+        throw new Error('The file is not JSON lines');
+    }
 }

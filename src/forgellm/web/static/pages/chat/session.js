@@ -139,13 +139,13 @@ export class Session {
         if (!state.value.messages.length) return;
         const content = contentOf(state.value);
         if (!state.value.id) {
-            const { conversation } = await api.createConversation(content);
-            state.value = { ...state.value, id: conversation.id, revision: conversation.revision };
-            this.onCreated(conversation.id);
+            const { id, revision } = await api.createConversation(content);
+            state.value = { ...state.value, id, revision };
+            this.onCreated(id);
             return;
         }
-        const { conversation } = await api.saveConversation(state.value.id, { ...content, revision: state.value.revision });
-        state.value = { ...state.value, revision: conversation.revision };
+        const { revision } = await api.saveConversation(state.value.id, { ...content, revision: state.value.revision });
+        state.value = { ...state.value, revision };
     }
 }
 
@@ -160,7 +160,7 @@ const named = (pane) => ({ model_name: pane.model_name, adapter_path: pane.adapt
 /** What is kept. Scores are for looking at now, and would be many times the text. */
 function contentOf({ title, system, settings, panes, messages, leaf }) {
     const kept = messages.map(({ scores, error, ...message }) => message);
-    return { title, system, settings, panes, messages: kept, leaf };
+    return { title, system, settings: { ...DEFAULTS, ...settings }, panes, messages: kept, leaf };
 }
 
 function figuresOf({ tokens_generated, tokens_per_second, finish_reason, prompt_tokens, context_length }) {
