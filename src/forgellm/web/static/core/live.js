@@ -20,7 +20,7 @@ export const currentRun = signal(/** @type {any} */ (null));
 /** Counts the ends and beginnings of runs, for what must be asked for again then. */
 export const runsChanged = signal(0);
 
-const RUN_EVENTS = ['training_update', 'training_complete', 'training_error'];
+const RUN_EVENTS = ['training_update', 'training_complete', 'training_error', 'evaluation_update'];
 
 /** @typedef {{event: string, training_id: string, seq: number, phase: string, [field: string]: any}} RunEvent */
 
@@ -70,7 +70,7 @@ function handOn() {
             jobs.value = new Map([...jobs.value, ...waitingJobs]);
             waitingJobs.clear();
         }
-        for (const item of events) noteCurrent(item);
+        for (const item of events) if (item.event !== 'evaluation_update') noteCurrent(item);
         for (const [id, group] of followers) {
             const own = events.filter((item) => item.training_id === id);
             for (const follower of group) hand(follower, own);

@@ -8,16 +8,16 @@ const READ_MILLISECONDS = 400;
 
 /**
  * The run's lines as `{x, training_loss, ...}`, each an array by iteration; the whole curve has at
- * most 2,000 points, and what is added while the page is open comes whole. After each new
- * checkpoint or end `onEvent` is called with the event.
+ * most 2,000 points, and what is added while the page is open comes whole. `onEvents` is called with
+ * the events of the run as they come.
  */
-export function useCurve(trainingId, outputDir, onEvent) {
+export function useCurve(trainingId, outputDir, onEvents) {
     const lines = useRef(/** @type {any[]} */ ([]));
     const [version, setVersion] = useState(0);
     const [error, setError] = useState(/** @type {any} */ (null));
     const [isLoaded, setLoaded] = useState(false);
-    const handle = useRef(onEvent);
-    handle.current = onEvent;
+    const handle = useRef(onEvents);
+    handle.current = onEvents;
 
     useEffect(() => {
         let isOpen = true;
@@ -41,7 +41,7 @@ export function useCurve(trainingId, outputDir, onEvent) {
             setLoaded(true);
             redraw();
             stop = followRun(trainingId, lines.current.at(-1)?.seq, (events) => {
-                handle.current(events.at(-1));
+                handle.current(events);
                 soon();
             });
         }, (found) => isOpen && setError(shown(found)));

@@ -32,10 +32,10 @@ export function Monitor({ name, query }) {
 
 function Opened({ found, reload, tab }) {
     const { run, state, record } = found;
-    const evaluations = useResource(() => api.runEvaluations(run.training_id), [run.training_id, found.checkpoints.length]);
-    const { curve, error, isLoaded } = useCurve(run.training_id, run.output_dir, (event) => {
-        const isNewCheckpoint = event.validation_loss !== null && event.validation_loss !== undefined;
-        if (isNewCheckpoint || event.event !== 'training_update') reload();
+    const evaluations = useResource(() => api.runEvaluations(run.training_id), [run.training_id]);
+    const { curve, error, isLoaded } = useCurve(run.training_id, run.output_dir, (events) => {
+        if (events.some((event) => event.event === 'evaluation_update')) evaluations.reload();
+        if (events.some(changesTheRun)) reload();
     });
     const live = currentRun.value?.training_id === run.training_id ? currentRun.value : null;
     const phase = live?.phase ?? run.phase;
@@ -52,6 +52,11 @@ function Opened({ found, reload, tab }) {
             ${tab === 'recipe' && html`<${RecipeFacts} record=${record} />`}
             ${tab === 'log' && html`<${Log} name=${run.name} isActive=${isActive(phase)} />`}
         </div>`;
+}
+
+/** A validation comes with a checkpoint mostly; an end with a last one. */
+function changesTheRun(event) {
+    return event.event === 'training_update' ? (event.validation_loss ?? null) !== null : event.event !== 'evaluation_update';
 }
 
 function Head({ run, phase, reload }) {
