@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKSPACE ?= workspace
 
-.PHONY: setup demo test test-full test-browser lint lint-page docs clean
+.PHONY: setup demo test test-full test-browser lint lint-page docs screenshots clean
 
 setup: .venv/.ready  ## make .venv with everything for development
 
@@ -36,6 +36,9 @@ test-browser: setup lint-page  ## the web page in Chromium; needs it, and npm
 tests/browser/node_modules: tests/browser/package-lock.json
 	cd tests/browser && npm ci --silent --no-audit --no-fund
 	touch $@
+
+screenshots: setup  ## pictures of every view of the demo's workspace; needs Chromium
+	$(BIN)/python scripts/screenshots.py --workspace $(WORKSPACE) $(ARGS)
 
 docs: setup  ## fill the generated parts of docs/
 	$(BIN)/python scripts/write_docs.py
