@@ -1,6 +1,6 @@
 """The web page: bytes of the first load, time until it is usable, and how long it is ever blocked.
 
-    python benchmarks/page.py
+    PYTHONPATH=tests:scripts python benchmarks/page.py
 
 Measured in Chromium against the real server: a cold load of the start view, then a monitor with a
 long curve while new lines of metrics come in as fast as the server hands them on.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -24,7 +24,7 @@ sys.path[:0] = [
 ]
 
 from playwright.sync_api import sync_playwright
-from screenshots import served, shutil
+from screenshots import served
 
 from forgellm.paths import iso_utc
 from forgellm.runs.lock import RunLock
@@ -117,7 +117,7 @@ def stream(browser: Any, url: str, run: Run) -> dict[str, Any]:
 
 def write_slowly(run: Run) -> None:
     first = LINES_BEFORE + 1
-    for step in range(int(SECONDS * 10)):
+    for _ in range(int(SECONDS * 10)):
         write_lines(run, first, LINES_PER_SECOND // 10)
         first += LINES_PER_SECOND // 10
         time.sleep(0.1)
