@@ -18,11 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [
-    str(Path(__file__).parents[1] / "tests"),
-    str(Path(__file__).parents[1] / "scripts"),
-]
-
 from playwright.sync_api import sync_playwright
 from screenshots import served
 

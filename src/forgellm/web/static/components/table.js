@@ -15,7 +15,7 @@ export function Table({ columns, rows, rowKey, caption, sort: first, rowClass })
         <caption class="hidden">${caption}</caption>
         <thead><tr>${columns.map(
             (item) => html`<th key=${item.id} scope="col" class=${item.align ?? ''} aria-sort=${ariaSort(item, sort)}>
-                ${item.label && html`<button type="button" class="bare" onClick=${() => turn(item.id)}>${item.label}</button>`}
+                ${item.label ? html`<button type="button" class="bare" onClick=${() => turn(item.id)}>${item.label}</button>` : html`<span class="hidden">${item.id}</span>`}
             </th>`,
         )}</tr></thead>
         <tbody>${sorted.map(
