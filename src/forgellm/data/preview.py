@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forgellm.data.batches import Batch
-from forgellm.data.documents import Document, dataset_files
+from forgellm.data.documents import dataset_files
 from forgellm.data.packing import PackedStream
 from forgellm.data.sample import Sample, encode_document, sample_documents
 from forgellm.data.split import Split, split_documents
@@ -25,19 +25,25 @@ _MAX_CHARACTERS = 2_000_000
 _MAX_DOCUMENTS = 20_000
 
 
+class Previewed(NamedTuple):
+    """A document, conversation or pair."""
+
+    source: str
+    size_bytes: int
+    num_tokens: int
+
+
 @dataclass(frozen=True)
 class Preview:
     """Of a dataset that is not `is_complete` only the first documents; the blocks are theirs.
 
     Attributes:
-        num_tokens: of each document.
         parts: which side of the split each document is on; a lone document is on both.
         blocks: batches of one row each, the first that would be trained on.
     """
 
     file_count: int
-    documents: list[Document]
-    num_tokens: list[int]
+    documents: list[Previewed]
     parts: list[Part]
     blocks: list[Batch]
     skipped: list[str]
@@ -63,9 +69,11 @@ def preview_dataset(
             stream = PackedStream(store.tokens, split.train, seq_len, recipe.seed)
             blocks = [stream.row(number) for number in range(num_blocks)]
     lengths: list[int] = np.diff(store.offsets).tolist()
-    return Preview(
-        len(listing.files), sample.documents, lengths, parts, blocks, skipped, sample.is_complete
-    )
+    documents = [
+        Previewed(document.source, len(document.text.encode()), num_tokens)
+        for document, num_tokens in zip(sample.documents, lengths, strict=True)
+    ]
+    return Preview(len(listing.files), documents, parts, blocks, skipped, sample.is_complete)
 
 
 def _store(sample: Sample, tokenizer: Tokenizer) -> TokenStore:

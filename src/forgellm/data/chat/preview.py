@@ -1,4 +1,4 @@
-"""The beginning of a dataset of conversations as an instruction run would see it."""
+"""The beginning of a dataset of conversations or pairs as a run would see it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from forgellm.data.chat.encoding import ChatFormat
+from forgellm.data.batches import Batch
+from forgellm.data.chat.encoding import ChatFormat, ConversationEncoder, Entry, RowEncoder
 from forgellm.data.chat.files import ROW_READERS
-from forgellm.data.chat.packing import PackedConversations
-from forgellm.data.chat.rows import RowRefused, conversation_of
-from forgellm.data.chat.template import ChatTemplate
-from forgellm.data.chat.tokens import Tokens, chat_tokens
-from forgellm.data.documents import DatasetFile, Document, ReadReport, dataset_files
-from forgellm.data.preview import Preview, parts_of
+from forgellm.data.chat.packing import packed_conversations
+from forgellm.data.chat.pairs import PairEncoder
+from forgellm.data.chat.rows import RowRefused
+from forgellm.data.documents import DatasetFile, ReadReport, dataset_files
+from forgellm.data.preview import Part, Preview, Previewed, parts_of
 from forgellm.data.reading.reader import Unreadable, reason_of
 from forgellm.data.split import split_documents
 from forgellm.data.token_store import HASH_BYTES, TokenStore
@@ -37,26 +38,25 @@ def preview_conversations(
 ) -> Preview:
     """The first rows, tokenised and packed with the recipe's split and seed.
 
-    A conversation that is too long is named in `skipped`; a run would cut it at a turn's end.
     Raises TemplateRefused if the template is broken.
     """
     listing = dataset_files(dataset)
     files = [file for file in listing.files if file.path.suffix.lower() in ROW_READERS]
-    sample = _Sample(tokenizer, form)
+    sample = _Sample((PairEncoder if form.in_pairs else ConversationEncoder)(tokenizer, form))
     sample.skipped += [f"{item.source}: {item.reason}" for item in listing.skipped]
     sample.read(files)
-    store = sample.store()
-    blocks, parts = [], []
+    store = sample.store(form.in_pairs)
+    blocks: list[Batch] = []
+    parts: list[Part] = []
     if sample.found:
         split = split_documents(store, recipe.validation_split, recipe.seed)
         parts = parts_of(store.offsets, split)
         if len(split.train):
-            packed = PackedConversations(store, split.train, seq_len, recipe.seed)
+            packed = packed_conversations(store, split.train, seq_len, recipe.seed)
             blocks = [packed.row(number) for number in range(num_blocks)]
     return Preview(
         file_count=len(files),
-        documents=sample.documents,
-        num_tokens=np.diff(store.offsets).tolist(),
+        documents=sample.documents(),
         parts=parts,
         blocks=blocks,
         skipped=sample.skipped,
@@ -66,49 +66,52 @@ def preview_conversations(
 
 @dataclass
 class _Sample:
-    tokenizer: Tokenizer
-    form: ChatFormat
-    found: list[Tokens] = field(default_factory=list)
-    documents: list[Document] = field(default_factory=list)
+    encoder: RowEncoder
+    found: list[Entry] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     is_complete: bool = True
 
     def read(self, files: list[DatasetFile]) -> None:
-        template = ChatTemplate(self.tokenizer, self.form.template)
-        for file, number, row in self._rows(files):
+        for source, row in self._rows(files):
             if len(self.found) == _MAX_ROWS or len(self.skipped) >= _MAX_SKIPPED:
                 self.is_complete = False
                 return
-            source = f"{file.name}:{number}"
             try:
-                conversation = conversation_of(row, self.form.columns)
-                tokens = chat_tokens(conversation, self.tokenizer, template, self.form.loss_on)
-                if len(tokens.ids) > self.form.max_tokens:
-                    raise RowRefused(f"longer than {self.form.max_tokens} tokens; a run cuts it")
+                entry = self.encoder.encode(row)
             except RowRefused as error:
                 self.skipped.append(f"{source}: {error}")
                 continue
-            text = "".join(str(turn.get("content") or "") for turn in conversation.turns)
-            self.found.append(tokens)
-            self.documents.append(Document(source, text))
+            self.found.append(entry)
+            self.sources.append(source)
 
-    def store(self) -> TokenStore:
-        ids = [np.array(tokens.ids, dtype=np.uint32) for tokens in self.found]
-        trained = [np.array(tokens.trained, dtype=np.uint8) for tokens in self.found]
+    def documents(self) -> list[Previewed]:
+        return [
+            Previewed(source, entry.text_bytes, len(entry.tokens.ids))
+            for source, entry in zip(self.sources, self.found, strict=True)
+        ]
+
+    def store(self, in_pairs: bool) -> TokenStore:
+        """What `chat_store` would make of these rows, in memory."""
+        ids = [token for entry in self.found for token in entry.tokens.ids]
+        trained = [mark for entry in self.found for mark in entry.tokens.trained]
+        offsets = np.cumsum([0, *(len(e.tokens.ids) for e in self.found)], dtype=np.int64)
         hashes = b"".join(
-            hashlib.blake2b(part.tobytes(), digest_size=HASH_BYTES).digest() for part in ids
+            hashlib.blake2b(entry.key, digest_size=HASH_BYTES).digest() for entry in self.found
         )
+        borders = [entry.rejected_at or 0 for entry in self.found]
         return TokenStore(
             key="",
             fingerprint="",
-            tokens=np.concatenate([np.array([], dtype=np.uint32), *ids]),
-            offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+            tokens=np.array(ids, dtype=np.uint32),
+            offsets=offsets,
             hashes=np.frombuffer(hashes, dtype=np.uint8).reshape(-1, HASH_BYTES),
             report=ReadReport(),
-            trained=np.concatenate([np.array([], dtype=np.uint8), *trained]),
+            trained=np.array(trained, dtype=np.uint8),
+            rejected=offsets[:-1] + np.array(borders, dtype=np.int64) if in_pairs else None,
         )
 
-    def _rows(self, files: list[DatasetFile]) -> Iterator[tuple[DatasetFile, int, object]]:
+    def _rows(self, files: list[DatasetFile]) -> Iterator[tuple[str, Any]]:
         for file in files:
 
             def skip(reason: str, number: int, name: str = file.name) -> None:
@@ -116,6 +119,6 @@ class _Sample:
 
             try:
                 for number, row in ROW_READERS[file.path.suffix.lower()](file.path, skip):
-                    yield file, number, row
+                    yield f"{file.name}:{number}", row
             except (Unreadable, UnicodeDecodeError, OSError) as error:
                 self.skipped.append(f"{file.name}: {reason_of(error)}")

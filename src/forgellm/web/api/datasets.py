@@ -19,7 +19,7 @@ from forgellm.schema.files import (
     PreviewDocument,
     PreviewReply,
 )
-from forgellm.schema.recipe import Recipe, parse_recipe
+from forgellm.schema.recipe import Recipe, TrainingType, parse_recipe
 from forgellm.training.estimate import resolve_seq_length
 from forgellm.web.measuring import TokenCounts, load_tokenizer, usual_model
 from forgellm.web.run_figures import MB
@@ -65,13 +65,13 @@ def make_router(workspace: Workspace) -> APIRouter:
         max_seq_length: Annotated[int | None, Query(ge=8, le=8192)] = None,
         blocks: Annotated[int, Query(ge=0, le=8, description="How many blocks to show.")] = 2,
         training_type: Annotated[
-            Literal["cpt", "ift"], Query(description="Read documents, or conversations.")
+            TrainingType, Query(description="Read documents, conversations, or pairs.")
         ] = "cpt",
         loss_on: Annotated[
             Literal["assistant", "last", "all"], Query(description="ift: what is learned.")
         ] = "assistant",
     ) -> PreviewReply:
-        """Documents or conversations with their tokens, and the first blocks to be trained on."""
+        """Documents, conversations or pairs with their tokens, and the first blocks of a run."""
         measuring = _model(model, workspace)
         if measuring is None:
             raise ModelNotFound("any", ["models/base/"], suggestion="Download a model first.")
@@ -125,15 +125,11 @@ def _preview(
     length = resolve_seq_length(recipe, model.facts.context_length)
     tokenizer = load_tokenizer(model)
     found = _previewed(recipe, tokenizer, length, num_blocks, workspace)
-    shown = zip(found.documents, found.num_tokens, found.parts, strict=True)
     documents = [
         PreviewDocument(
-            source=document.source,
-            size_bytes=len(document.text.encode()),
-            tokens=num_tokens,
-            split=part,
+            source=item.source, size_bytes=item.size_bytes, tokens=item.num_tokens, split=part
         )
-        for document, num_tokens, part in shown
+        for item, part in zip(found.documents, found.parts, strict=True)
     ]
     return PreviewReply(
         name=name,
@@ -141,7 +137,7 @@ def _preview(
         max_seq_length=length,
         file_count=found.file_count,
         document_count=len(documents),
-        token_count=sum(found.num_tokens),
+        token_count=sum(item.num_tokens for item in found.documents),
         complete=found.is_complete,
         documents=documents[:_DOCUMENTS_SHOWN],
         blocks=[

@@ -56,6 +56,6 @@ function Files({ name, found, reload }) {
 
 function AsSeen({ name }) {
     const [kind, setKind] = useState('cpt');
-    return html`<div class="stack"><${Choice} label="Read it as" value=${kind} options=${[{ value: 'cpt', label: 'Documents' }, { value: 'ift', label: 'Conversations' }]} onChange=${setKind} />
+    return html`<div class="stack"><${Choice} label="Read it as" value=${kind} options=${[{ value: 'cpt', label: 'Documents' }, { value: 'ift', label: 'Conversations' }, { value: 'dpo', label: 'Preferences' }]} onChange=${setKind} />
         <${Preview} key=${kind} name=${name} recipe=${{ training_type: kind }} /></div>`;
 }

@@ -8,6 +8,7 @@ import { Badge, Notice, Shown } from '../../components/feedback.js';
 import { Table } from '../../components/table.js';
 
 const BLOCKS = 4;
+const NOUNS = { cpt: 'document', ift: 'conversation', dpo: 'pair', orpo: 'pair' };
 
 /** @param {{name: string, recipe: Record<string, any>, onClose: () => void}} props */
 export function PreviewDialog({ name, recipe, onClose }) {
@@ -24,7 +25,7 @@ export function Preview({ name, recipe }) {
     };
     const found = useResource(() => api.previewDataset(name, asked), [name, JSON.stringify(asked)]);
     return html`<${Shown} resource=${found} what="Reading and tokenising">${(preview) => html`<div class="stack">
-        <p class="quiet">${plural(preview.document_count, recipe.training_type === 'cpt' ? 'document' : 'conversation')}, ${count(preview.token_count)} tokens by the tokenizer of ${preview.tokenizer}.
+        <p class="quiet">${plural(preview.document_count, NOUNS[recipe.training_type] ?? 'conversation')}, ${count(preview.token_count)} tokens by the tokenizer of ${preview.tokenizer}.
             ${preview.complete ? '' : ' Only the beginning of a large dataset was looked at.'}</p>
         <${Skipped} items=${preview.skipped} />
         ${preview.blocks.map((block, at) => html`<${Block} key=${at} block=${block} number=${at + 1} seqLen=${preview.max_seq_length} />`)}

@@ -17,6 +17,7 @@ const KINDS = [
     { value: 'cpt', label: 'Documents', hint: 'cpt', says: 'Continued pre-training: the model reads your documents and takes on their language and facts.' },
     { value: 'ift', label: 'Conversations', hint: 'ift', says: 'Instruction fine-tuning: the model learns to answer as your example conversations do.' },
     { value: 'dpo', label: 'Preferences', hint: 'dpo', says: 'Preference training (DPO): the model learns to prefer the chosen answer over the rejected one.' },
+    { value: 'orpo', label: 'Preferences, in one go', hint: 'orpo', says: 'ORPO: the model learns the chosen answers and to prefer them at once, without a model to compare with.' },
 ];
 
 export function View({ query }) {
