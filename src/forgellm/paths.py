@@ -46,6 +46,10 @@ class Workspace:
     def cache(self) -> Path:
         return self.root / ".forgellm" / "cache"
 
+    @property
+    def conversations(self) -> Path:
+        return self.root / ".forgellm" / "conversations"
+
     def runs(self, training_type: str) -> Path:
         return self.models / training_type
 

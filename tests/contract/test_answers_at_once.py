@@ -19,7 +19,7 @@ from forgellm.generation.loading import Source
 from forgellm.guard import GuardSettings
 from forgellm.model_server.app import create_app
 from forgellm.model_server.loading import LoadedModel
-from forgellm.model_server.slot import Slot
+from forgellm.model_server.shelf import Shelf
 from forgellm.model_server.turns import MAX_WAITING
 from forgellm.paths import Workspace
 from forgellm.schema.generation import Sampling
@@ -89,7 +89,7 @@ def opener() -> Opener:
 
 @pytest.fixture
 def server(workspace: Workspace, opener: Opener) -> Iterator[httpx2.Client]:
-    with served(create_app(Slot(workspace, opener), GuardSettings())) as client:
+    with served(create_app(Shelf(workspace, opener), GuardSettings())) as client:
         limits = httpx2.Limits(max_connections=None)
         with httpx2.Client(
             base_url=client.base_url, limits=limits, timeout=PATIENCE_SECONDS
@@ -203,7 +203,7 @@ def test_another_model_by_name_waits_for_the_answers_that_run(
 @contextmanager
 def real(workspace: Workspace, engine: str, **fields: Any) -> Iterator[httpx2.Client]:
     load = {"model_name": "tiny", "engine": engine, "dtype": "float32", **fields}
-    with served(create_app(Slot(workspace), GuardSettings())) as client:
+    with served(create_app(Shelf(workspace), GuardSettings())) as client:
         assert client.post("/api/model/load", json=load).status_code == 200
         yield client
 

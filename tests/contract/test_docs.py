@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from forgellm.guard import Guard, GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
-from forgellm.model_server.slot import Slot
+from forgellm.model_server.shelf import Shelf
 from forgellm.paths import Workspace
 from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest
 from forgellm.schema.publishing import DownloadRequest, PublishRequest
@@ -52,7 +52,7 @@ def routes() -> set[tuple[str, str]]:
     workspace = Workspace(ROOT)
     apps = (
         create_web_server(workspace, GuardSettings(), "http://127.0.0.1:1"),
-        create_model_server(Slot(workspace), GuardSettings()),
+        create_model_server(Shelf(workspace), GuardSettings()),
     )
     found: set[tuple[str, str]] = set()
     for app in apps:

@@ -20,7 +20,7 @@ from forgellm.generation.loading import Source
 from forgellm.guard import GuardSettings
 from forgellm.model_server.app import create_app
 from forgellm.model_server.loading import LoadedModel
-from forgellm.model_server.slot import Slot
+from forgellm.model_server.shelf import Shelf
 from forgellm.model_server.turns import MAX_WAITING
 from forgellm.paths import Workspace
 from forgellm.schema.generation import Sampling
@@ -106,7 +106,7 @@ def opener() -> Opener:
 
 @pytest.fixture
 def server(workspace: Workspace, opener: Opener) -> Iterator[httpx2.Client]:
-    with served(create_app(Slot(workspace, opener), GuardSettings())) as client:
+    with served(create_app(Shelf(workspace, opener), GuardSettings())) as client:
         yield client
 
 
@@ -146,9 +146,9 @@ def test_replies_have_the_fields_of_the_spec(server: httpx2.Client) -> None:
     assert answer.pop("generation_time_seconds") > 0 and answer.pop("tokens_per_second") > 0
     count = answer.pop("tokens_generated")
     assert answer.pop("request_id").startswith("gen-")
+    assert answer.pop("prompt_tokens") > 5 and answer.pop("context_length") == 512
     assert answer == {"success": True, "response": TEXT, "finish_reason": "stop"} and count > 5
-    assert status(server) == {
-        "success": True,
+    found = {
         "loaded": True,
         "is_loading": False,
         "model_name": "tiny",
@@ -157,6 +157,8 @@ def test_replies_have_the_fields_of_the_spec(server: httpx2.Client) -> None:
         "memory_usage_gb": 8.2,
         "error": None,
     }
+    one = found | {"iteration": None, "context_length": 512}
+    assert status(server) == {"success": True, **found, "models": [one]}
     assert server.post("/api/model/unload").json() == {
         "success": True,
         "message": "Model unloaded successfully",
@@ -282,7 +284,7 @@ def test_first_token_is_on_the_wire_before_the_second_is_made(
     assert "".join(item["text"] for item in tokens) == done["response"] == TEXT
     assert set(done) == {
         "type", "response", "tokens_generated", "generation_time_seconds", "tokens_per_second",
-        "finish_reason", "request_id",
+        "finish_reason", "request_id", "prompt_tokens", "context_length",
     }  # fmt: skip
     assert done["request_id"] == reply.headers["x-request-id"]
     assert done["type"] == "done" and not any("\ufffd" in item["text"] for item in tokens)
@@ -379,9 +381,8 @@ def test_giving_up_a_model_ends_its_answer_and_frees_it(
         lines = (line for line in reply.iter_lines() if line)
         next(lines)
         with ThreadPoolExecutor(1) as pool:
-            change = pool.submit(
-                server.post, f"/api/model/{how}", json=LOAD | {"model_name": "other"}
-            )
+            body = {"model_name": "other"} if how == "load" else {}
+            change = pool.submit(server.post, f"/api/model/{how}", json=body)
             eventually(lambda: not status(server)["loaded"])
             gate.release(2)
             assert change.result().status_code == 200
@@ -446,7 +447,7 @@ def test_engine_that_fails_is_an_error_and_the_next_answer_works(
 def test_a_real_model_answers_at_the_bounds_of_sampling(
     workspace: Workspace, engine: str, least: dict[str, float]
 ) -> None:
-    with served(create_app(Slot(workspace), GuardSettings())) as server:
+    with served(create_app(Shelf(workspace), GuardSettings())) as server:
         server.post("/api/model/load", json=LOAD | {"dtype": "float32", "engine": engine})
         body = {"prompt": "What is the mill for?", "max_tokens": 8, "seed": 1, **least}
         reply = server.post("/api/model/generate", json=body)
@@ -461,7 +462,7 @@ def test_64_questions_at_once_through_the_web_server_each_get_their_own_answer(
         for number in range(64)
     ]
     limits = httpx2.Limits(max_connections=None)
-    model_app = create_app(Slot(workspace), GuardSettings())
+    model_app = create_app(Shelf(workspace), GuardSettings())
     with (
         served(model_app) as server,
         served(create_web_app(workspace, GuardSettings(), str(server.base_url))) as web,

@@ -23,7 +23,7 @@ from forgellm.generation.loading import Source
 from forgellm.guard import GuardSettings
 from forgellm.model_server.app import create_app
 from forgellm.model_server.loading import LoadedModel, open_model
-from forgellm.model_server.slot import Slot
+from forgellm.model_server.shelf import Shelf
 from forgellm.paths import Workspace
 from forgellm.training.session import Session
 from forgellm.web.app import create_app as create_web_app
@@ -49,7 +49,7 @@ def open_in_float32(source: Source) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def server(workspace: Workspace) -> Iterator[httpx2.Client]:
-    with served(create_app(Slot(workspace, open_in_float32), GuardSettings())) as client:
+    with served(create_app(Shelf(workspace, open_in_float32), GuardSettings())) as client:
         assert client.post("/api/model/load", json={"model_name": "tiny"}).status_code == 200
         yield client
 
@@ -364,7 +364,7 @@ def test_unknown_model_is_not_found_and_the_loaded_one_stays(
 
 def test_named_model_is_loaded_on_demand(workspace: Workspace) -> None:
     with (
-        served(create_app(Slot(workspace, open_in_float32), GuardSettings())) as server,
+        served(create_app(Shelf(workspace, open_in_float32), GuardSettings())) as server,
         connect(server) as client,
     ):
         texts = {}
@@ -413,7 +413,7 @@ def slow() -> Slow:
 
 @pytest.fixture
 def slow_server(workspace: Workspace, slow: Slow) -> Iterator[httpx2.Client]:
-    with served(create_app(Slot(workspace, slow.open), GuardSettings())) as server:
+    with served(create_app(Shelf(workspace, slow.open), GuardSettings())) as server:
         assert server.post("/api/model/load", json={"model_name": "tiny"}).status_code == 200
         yield server
         slow.permits.release(100_000)
@@ -547,7 +547,7 @@ def test_a_run_is_named_by_its_folder_and_means_its_best_checkpoint(tmp_path: Pa
         assert Session().train(run).phase == "completed"
     name = f"cpt/{run.folder.name}"
     with (
-        served(create_app(Slot(workspace, open_in_float32), GuardSettings())) as server,
+        served(create_app(Shelf(workspace, open_in_float32), GuardSettings())) as server,
         connect(server) as client,
     ):
         assert [model.id for model in client.models.list()] == [TINY, name]

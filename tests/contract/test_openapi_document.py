@@ -10,7 +10,7 @@ import pytest
 
 from forgellm.guard import GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
-from forgellm.model_server.slot import Slot
+from forgellm.model_server.shelf import Shelf
 from forgellm.paths import Workspace
 from forgellm.web.app import create_app as create_web_server
 from security.attack import Server, running_loop
@@ -23,7 +23,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         if request.param == "web":
             app = create_web_server(workspace, settings, "http://127.0.0.1:1")
         else:
-            app = create_model_server(Slot(workspace), settings)
+            app = create_model_server(Shelf(workspace), settings)
         yield Server(app, loop, tmp_path)
 
 

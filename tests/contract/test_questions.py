@@ -22,7 +22,7 @@ from forgellm.generation.loading import Source
 from forgellm.guard import GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
 from forgellm.model_server.loading import LoadedModel, open_model
-from forgellm.model_server.slot import Slot
+from forgellm.model_server.shelf import Shelf
 from forgellm.paths import Workspace
 from forgellm.questions import asker as asker_module
 from forgellm.questions.asker import KEY_VARIABLE, EndpointAsker, EngineAsker
@@ -273,7 +273,7 @@ def test_a_model_in_process_says_what_it_says_behind_the_model_server(
         load_generate_engine(folder, None, engine=engine, dtype="float32"),
         Tokenizer.load(folder),
     )
-    with served(create_model_server(Slot(workspace, in_float32), GuardSettings())) as server:
+    with served(create_model_server(Shelf(workspace, in_float32), GuardSettings())) as server:
         server.post("/api/model/load", json={"model_name": "tiny", "engine": engine})
         url = f"{str(server.base_url).rstrip('/')}/v1"
         greedy = Sampling(max_tokens=12, temperature=0.0, repetition_penalty=1.0, seed=1)
@@ -288,7 +288,7 @@ def test_a_model_in_process_says_what_it_says_behind_the_model_server(
 def test_the_web_server_asks_the_loaded_model_as_a_job(tmp_path: Path) -> None:
     workspace = build_tiny_workspace(tmp_path, num_documents=3, max_position_embeddings=2048)
     body = {"dataset": "notes", "name": "asked", "max_tokens": 12}
-    with served(create_model_server(Slot(workspace, in_float32), GuardSettings())) as server:
+    with served(create_model_server(Shelf(workspace, in_float32), GuardSettings())) as server:
         app = create_app(workspace, GuardSettings(), str(server.base_url).rstrip("/"))
         with TestClient(app, base_url="http://localhost:5002", client=("127.0.0.1", 40000)) as web:
             refused = web.post("/api/dataset/questions", json=body)

@@ -47,6 +47,10 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "renameRun": ("x", "y"),
     "makeQuestions": ("x", "y"),
     "getTrainingStatus": (),
+    "createConversation": ({},),
+    "saveConversation": ("x", {}),
+    "importConversations": ([],),
+    "exportConversations": (),
 }
 # Made of the others.
 COMPOSED = {"trainingEvents", "streamText"}

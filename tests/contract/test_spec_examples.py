@@ -17,7 +17,7 @@ import pytest
 
 from forgellm.guard import GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
-from forgellm.model_server.slot import Slot
+from forgellm.model_server.shelf import Shelf
 from forgellm.web.app import create_app
 from serving import eventually, served
 from tiny_workspace import build_tiny_workspace, tiny_recipe
@@ -49,7 +49,7 @@ def replies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, http
         patch.setenv("HF_HUB_CACHE", str(workspace.root / "no-cache"))
         patch.setenv("OMP_NUM_THREADS", "1")
         with (
-            served(create_model_server(Slot(workspace), GuardSettings())) as model_server,
+            served(create_model_server(Shelf(workspace), GuardSettings())) as model_server,
             served(create_app(workspace, GuardSettings(), str(model_server.base_url))) as web,
         ):
             yield collect(web)

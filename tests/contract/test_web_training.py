@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 
 from forgellm.guard import GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
-from forgellm.model_server.slot import Slot
+from forgellm.model_server.shelf import Shelf
 from forgellm.paths import Workspace
 from forgellm.runs.lock import RunLock
 from forgellm.runs.metrics import METRICS_NAME, MetricsWriter
@@ -303,7 +303,7 @@ def test_model_server_down_is_unavailable(web: TestClient) -> None:
 
 def test_model_routes_are_passed_on(workspace: Workspace) -> None:
     with (
-        served(create_model_server(Slot(workspace), GuardSettings())) as model_server,
+        served(create_model_server(Shelf(workspace), GuardSettings())) as model_server,
         client_of(workspace, str(model_server.base_url)) as web,
     ):
         assert web.get("/api/health").json()["components"]["model_server"] == "running"

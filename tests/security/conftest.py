@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from forgellm import supervisor
 from forgellm.guard import GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
-from forgellm.model_server.slot import Slot
+from forgellm.model_server.shelf import Shelf
 from forgellm.paths import Workspace
 from forgellm.training.session import Session
 from forgellm.web.app import create_app as create_web_server
@@ -58,7 +58,7 @@ def servers(workspace: Workspace) -> Iterator[Servers]:
     with pytest.MonkeyPatch.context() as patch, served(Starlette()) as hub, running_loop() as loop:
         set_hub(patch, str(hub.base_url), workspace)
         patch.setattr(supervisor, "_spawn", _refuse_to_start)
-        model_app = create_model_server(Slot(workspace), GuardSettings())
+        model_app = create_model_server(Shelf(workspace), GuardSettings())
         with served(model_app) as model_client:
             web_app = create_web_server(workspace, GuardSettings(), str(model_client.base_url))
             with started(web_app, loop):

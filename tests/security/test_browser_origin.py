@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 
 from forgellm.guard import GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
-from forgellm.model_server.slot import Slot
+from forgellm.model_server.shelf import Shelf
 from forgellm.paths import Workspace
 from forgellm.runs.store import list_runs
 from forgellm.schema.generation import LoadRequest
@@ -115,9 +115,9 @@ def other_site() -> Iterator[int]:
 def ports(workspace: Workspace) -> Iterator[dict[str, int]]:
     with pytest.MonkeyPatch.context() as patch, served(Starlette()) as hub:
         set_hub(patch, str(hub.base_url), workspace)
-        slot = Slot(workspace)
-        slot.load(LoadRequest(model_name="tiny"))
-        model_app = create_model_server(slot, GuardSettings())
+        shelf = Shelf(workspace)
+        shelf.load(LoadRequest(model_name="tiny"))
+        model_app = create_model_server(shelf, GuardSettings())
         with served(model_app) as model:
             web_app = create_web_server(workspace, GuardSettings(), str(model.base_url))
             with served(web_app) as web:

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from forgellm import supervisor
 from forgellm.guard import GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
-from forgellm.model_server.slot import Slot
+from forgellm.model_server.shelf import Shelf
 from forgellm.paths import Workspace
 from forgellm.runs.lock import RunLock
 from forgellm.runs.manage import rename_run
@@ -45,9 +45,9 @@ def workspace(trained_workspace: Path, tmp_path: Path) -> Workspace:
 def urls(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """Both servers on real ports, with a model and a run. A run that a request starts ends at once."""
     monkeypatch.setattr(supervisor, "_spawn", _spawn_nothing)
-    slot = Slot(workspace)
-    slot.load(LoadRequest(model_name="tiny"))
-    model_app = create_model_server(slot, GuardSettings())
+    shelf = Shelf(workspace)
+    shelf.load(LoadRequest(model_name="tiny"))
+    model_app = create_model_server(shelf, GuardSettings())
     with served(Starlette()) as hub, served(model_app) as model_server:
         set_hub(monkeypatch, str(hub.base_url), workspace)
         web_app = create_web_server(workspace, GuardSettings(), str(model_server.base_url))

@@ -85,21 +85,21 @@ def run_server(args: argparse.Namespace) -> int:
         raise InvalidRequest("--kv-bits needs --model, the model to load")
     listener = bind(args.host, args.port, "--port")
     from forgellm.model_server.app import create_app
-    from forgellm.model_server.slot import Slot
+    from forgellm.model_server.shelf import Shelf
     from forgellm.schema.generation import LoadRequest
 
-    slot = Slot(find_workspace(args.workspace))
+    shelf = Shelf(find_workspace(args.workspace))
     if args.model:
         request = LoadRequest(
             model_name=args.model, adapter_path=args.adapter, kv_bits=args.kv_bits
         )
-        slot.load(request, allow_absolute=True)
+        shelf.load(request, allow_absolute=True)
     if args.parent is not None:
         threading.Thread(target=_end_with, args=(args.parent,), daemon=True).start()
     settings = _guard_settings(args)
-    app = create_app(slot, settings)
+    app = create_app(shelf, settings)
     name = "Model server"
-    _serve(app, listener, name, settings, debug=args.debug, before_stop=slot.unload)
+    _serve(app, listener, name, settings, debug=args.debug, before_stop=shelf.unload)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -59,6 +60,12 @@ def load_fuse_engine(engine: str = "auto") -> FuseEngine:
     one that is, as they merge alike. Raises EngineUnavailable."""
     here = engine if engine == "auto" or hardware.engine_is_installed(engine) else "auto"
     return cast("FuseEngine", _engine_class(here, "fuse")())
+
+
+def release_freed_memory() -> None:
+    """Have torch, where it is in use, give a GPU's freed memory back. MLX's threads do so themselves."""
+    if torch_memory := sys.modules.get("forgellm.engines.torch.memory"):
+        torch_memory.release_freed()
 
 
 def _engine_class(requested: str, part: str) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,18 @@ from forgellm.engines.base import GenerateEngine
 from forgellm.engines.merged_model import model_of
 from forgellm.errors import CheckpointNotFound, InvalidRequest, ModelNotFound, PathNotFound
 from forgellm.paths import Workspace
-from forgellm.runs.checkpoints import best_checkpoint
+from forgellm.runs.checkpoints import (
+    Checkpoint,
+    best_checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+)
 from forgellm.runs.lineage import merged_ancestor
 from forgellm.runs.store import open_run
 from forgellm.schema.generation import LoadRequest
 
 _ADAPTERS = "adapters.safetensors"
+_CHECKPOINT_OF_RUN = re.compile(r"(.+)@(best|latest|[0-9]{1,12})")
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,18 @@ def find_source(
 
 def find_weights(adapter_path: str, workspace: Workspace, *, allow_absolute: bool = False) -> Path:
     """An adapters' file or the folder of a full checkpoint; a run stands for its best checkpoint,
-    and a folder that `mlx_lm.lora` wrote for the adapter in it.
+    `RUN@latest` and `RUN@300` for another of its own, and a folder that `mlx_lm.lora` wrote for the
+    adapter in it.
 
     Raises CheckpointNotFound.
     """
-    path = _find_path(adapter_path, workspace, allow_absolute)
+    path, which = _find_path(adapter_path, workspace, allow_absolute), "best"
+    if path is None and (named := _CHECKPOINT_OF_RUN.fullmatch(adapter_path)):
+        path, which = _find_path(named[1], workspace, allow_absolute), named[2]
+        path = path if path is not None and (path / "run.json").is_file() else None
     if path is not None and (path / "run.json").is_file():
-        if best := best_checkpoint(path):
-            return best.weights
+        if found := _checkpoint_of(path, which):
+            return found.weights
         raise CheckpointNotFound(
             "This run has no checkpoint yet", details={"adapter_path": adapter_path}
         )
@@ -76,9 +87,19 @@ def find_weights(adapter_path: str, workspace: Workspace, *, allow_absolute: boo
     raise CheckpointNotFound(
         "Adapter not found",
         details={"adapter_path": adapter_path},
-        suggestion="Give a run's folder (its best checkpoint is loaded) or one checkpoint in it,"
-        f" such as models/cpt/NAME/0000300_{_ADAPTERS}.",
+        suggestion="Give a run's folder (its best checkpoint is loaded), the folder with @latest or"
+        " @300 behind it, or one checkpoint in it, such as"
+        f" models/cpt/NAME/0000300_{_ADAPTERS}.",
     )
+
+
+def _checkpoint_of(run_folder: Path, which: str) -> Checkpoint | None:
+    """`which` is best, latest or an iteration. Raises CheckpointNotFound for one that is not there."""
+    if which == "best":
+        return best_checkpoint(run_folder)
+    if which == "latest":
+        return next(reversed(list_checkpoints(run_folder)), None)
+    return find_checkpoint(run_folder, int(which))
 
 
 def base_model_of(weights: Path, workspace: Workspace) -> str | None:

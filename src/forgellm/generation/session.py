@@ -38,11 +38,15 @@ class Token:
 
 @dataclass(frozen=True)
 class Done:
+    """The figures of an answer. The prompt's are 0 and None where it was never read."""
+
     response: str
     tokens_generated: int
     generation_time_seconds: float
     tokens_per_second: float
     finish_reason: FinishReason
+    prompt_tokens: int = 0
+    context_length: int | None = None
 
 
 CANCELLED = Done("", 0, 0.0, 0.0, "cancelled")
@@ -97,6 +101,8 @@ def answer(
         generation_time_seconds=round(seconds, 4),
         tokens_per_second=round(count / seconds, 2) if seconds > 0 else 0.0,
         finish_reason=finish_reason,
+        prompt_tokens=len(prompt_ids),
+        context_length=engine.info.context_length,
     )
 
 

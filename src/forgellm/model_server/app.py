@@ -9,12 +9,12 @@ from forgellm import __version__, envelope
 from forgellm.guard import Guard, GuardSettings
 from forgellm.model_server import openai, openai_errors
 from forgellm.model_server.routes import make_router
-from forgellm.model_server.slot import Slot
+from forgellm.model_server.shelf import Shelf
 from forgellm.model_server.turns import Turns
 
 
-def create_app(slot: Slot, settings: GuardSettings) -> ASGIApp:
-    """`slot` holds the model; the caller may load one into it before or while the server runs."""
+def create_app(shelf: Shelf, settings: GuardSettings) -> ASGIApp:
+    """`shelf` holds the models; the caller may load one onto it before or while the server runs."""
     app = FastAPI(
         title="ForgeLLM model server",
         version=__version__,
@@ -25,6 +25,6 @@ def create_app(slot: Slot, settings: GuardSettings) -> ASGIApp:
     envelope.install(app)
     openai_errors.install(app)
     turns = Turns()
-    app.include_router(make_router(slot, turns))
-    app.include_router(openai.make_router(slot, turns))
+    app.include_router(make_router(shelf, turns))
+    app.include_router(openai.make_router(shelf, turns))
     return Guard(app, settings)

@@ -39,7 +39,7 @@ class LoadedModel:
     """Weights and tokenizer in memory.
 
     Attributes:
-        retired: set when another model takes its place; running answers then end.
+        retired: set when it is given up; running answers then end.
         users: the answers that run. When there are none, the memory can be had back.
     """
 

@@ -23,10 +23,10 @@ from forgellm.model_server.openai_answers import (
     prepare_completion,
 )
 from forgellm.model_server.openai_errors import PREFIX, error_body
-from forgellm.model_server.openai_models import known_model, known_models, model_named
+from forgellm.model_server.openai_models import known_model, known_models, slot_named
 from forgellm.model_server.openai_replies import ChatReplies, CompletionReplies, Replies
-from forgellm.model_server.slot import Slot
-from forgellm.model_server.turns import AnswerStream, Turns, new_request_id
+from forgellm.model_server.shelf import Shelf
+from forgellm.model_server.turns import AnswerStream, Turns, Wanted, new_request_id
 from forgellm.schema.answers import event_stream, inline_schema
 from forgellm.schema.openai import (
     ChatChunk,
@@ -57,18 +57,18 @@ def _streamed(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def make_router(slot: Slot, turns: Turns) -> APIRouter:
+def make_router(shelf: Shelf, turns: Turns) -> APIRouter:
     router = APIRouter(prefix=PREFIX, route_class=JsonRoute, responses=_REFUSALS)
 
     @router.get("/models", response_model=ModelList)
     def models() -> Response:
-        """The model that is loaded, then those that can be."""
-        return _json(ModelList(data=known_models(slot)))
+        """The models that are loaded, then those that can be."""
+        return _json(ModelList(data=known_models(shelf)))
 
     @router.get("/models/{model_id:path}", response_model=Model)
     def model(model_id: str) -> Response:
         """One of them."""
-        return _json(known_model(slot, model_id))
+        return _json(known_model(shelf, model_id))
 
     @router.post("/completions", response_model=Completion, responses=_streamed(Completion))
     async def complete(request: Request, body: CompletionRequest) -> Response:
@@ -79,7 +79,7 @@ def make_router(slot: Slot, turns: Turns) -> APIRouter:
         async def reply() -> Response:
             answers: _Answers = await turns.start(
                 request_id,
-                lambda may_replace: model_named(slot, body.model, may_replace),
+                Wanted(lambda may_replace: slot_named(shelf, body.model, may_replace)),
                 lambda model: prepare_completion(model, body),
                 if_cancelled(num_prompts(body) * body.n),
             )
@@ -96,7 +96,7 @@ def make_router(slot: Slot, turns: Turns) -> APIRouter:
         async def reply() -> Response:
             answers: _Answers = await turns.start(
                 request_id,
-                lambda may_replace: model_named(slot, body.model, may_replace),
+                Wanted(lambda may_replace: slot_named(shelf, body.model, may_replace)),
                 lambda model: prepare_chat(model, body),
                 if_cancelled(body.n),
             )

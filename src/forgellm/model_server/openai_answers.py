@@ -15,7 +15,7 @@ from forgellm.generation.session import (
     answer,
 )
 from forgellm.model_server.loading import LoadedModel
-from forgellm.model_server.openai_scores import NamedScore, TokenNames
+from forgellm.model_server.token_scores import NamedScore, TokenNames
 from forgellm.model_server.turns import Work
 from forgellm.schema.answers import FinishReason
 from forgellm.schema.generation import Message, Sampling

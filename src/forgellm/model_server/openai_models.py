@@ -7,24 +7,23 @@ from datetime import datetime
 
 from forgellm.catalog.find import find_model
 from forgellm.catalog.listing import list_models
-from forgellm.errors import CheckpointNotFound, ModelNotFound, ModelNotLoaded, PathNotFound
+from forgellm.errors import CheckpointNotFound, ModelNotFound, PathNotFound
 from forgellm.generation.loading import Source, base_model_of, find_source, find_weights
-from forgellm.model_server.loading import LoadedModel
+from forgellm.model_server.shelf import Shelf
 from forgellm.model_server.slot import Slot
 from forgellm.paths import Workspace
 from forgellm.schema.generation import LoadRequest
 from forgellm.schema.openai import Model
 
 
-def known_models(slot: Slot) -> list[Model]:
-    """The model that is loaded or loading, then what the catalog finds."""
+def known_models(shelf: Shelf) -> list[Model]:
+    """The models that are loaded or loading, the latest first, then what the catalog finds."""
     models = []
-    if current := slot.current():
-        request, source = current
+    for slot, source in shelf.slots:
         files = source.adapter or source.model
         created = int(files.stat().st_mtime) if files.exists() else 0
-        models.append(Model(id=_id_of(request, source, slot.workspace), created=created))
-    for listed in list_models(slot.workspace):
+        models.append(Model(id=_id_of(slot.request, source, shelf.workspace), created=created))
+    for listed in list_models(shelf.workspace):
         name = listed.path or listed.name
         if all(model.id != name for model in models):
             created = int(datetime.fromisoformat(listed.created_at).timestamp())
@@ -32,40 +31,34 @@ def known_models(slot: Slot) -> list[Model]:
     return models
 
 
-def known_model(slot: Slot, name: str) -> Model:
+def known_model(shelf: Shelf, name: str) -> Model:
     """Raises ModelNotFound."""
-    for model in known_models(slot):
+    for model in known_models(shelf):
         if model.id == name:
             return model
     raise ModelNotFound(name, [], suggestion="See GET /v1/models for those on this machine")
 
 
-async def model_named(slot: Slot, name: str, may_replace: bool) -> LoadedModel | None:
-    """The model of that name, loaded in place of another if need be; None if that may not be.
+async def slot_named(shelf: Shelf, name: str, may_replace: bool) -> Slot | None:
+    """The slot of the model of that name, loaded in place of all others if need be; None if that
+    may not be.
 
-    Raises ModelNotFound (and leaves the loaded model alone), UnsupportedModel or ModelNotLoaded.
+    Raises ModelNotFound (and leaves the loaded models alone) or UnsupportedModel.
     """
-    wanted = await asyncio.to_thread(_load_if_needed, slot, name, may_replace)
-    if wanted is None:
-        return None
-    model = await slot.wait_ready()
-    current = slot.current()
-    if current is None or _files(current[1]) != _files(wanted):
-        raise ModelNotLoaded("Another model was loaded meanwhile")
-    return model
+    return await asyncio.to_thread(_load_if_needed, shelf, name, may_replace)
 
 
-def _load_if_needed(slot: Slot, name: str, may_replace: bool) -> Source | None:
-    current = slot.current()
-    if current and name == _id_of(*current, slot.workspace):
-        return current[1]
-    request = _load_request(name, slot.workspace)
-    source = find_source(request, slot.workspace)
-    if current is None or _files(current[1]) != _files(source):
-        if not may_replace:
-            return None
-        slot.load(request)
-    return source
+def _load_if_needed(shelf: Shelf, name: str, may_replace: bool) -> Slot | None:
+    held = shelf.slots
+    for slot, source in held:
+        if name == _id_of(slot.request, source, shelf.workspace):
+            return slot
+    request = _load_request(name, shelf.workspace)
+    wanted = find_source(request, shelf.workspace)
+    for slot, source in held:
+        if (source.model, source.adapter) == (wanted.model, wanted.adapter):
+            return slot
+    return shelf.load(request) if may_replace else None
 
 
 def _load_request(name: str, workspace: Workspace) -> LoadRequest:
@@ -93,7 +86,3 @@ def _id_of(request: LoadRequest, source: Source, workspace: Workspace) -> str:
         except PathNotFound:  # in the hub cache, or a folder the user of the machine named
             name = request.model_name
     return name.removeprefix(f"{workspace.models.name}/")
-
-
-def _files(source: Source) -> tuple[object, ...]:
-    return source.model, source.adapter

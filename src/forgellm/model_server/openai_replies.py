@@ -9,7 +9,7 @@ from typing import Protocol
 from pydantic import BaseModel
 
 from forgellm.model_server.openai_answers import Piece
-from forgellm.model_server.openai_scores import NamedScore, bytes_of
+from forgellm.model_server.token_scores import NamedScore, bytes_of
 from forgellm.schema.openai import (
     AssistantMessage,
     ChatChoice,

@@ -1,4 +1,4 @@
-"""As many requests at once as the engine answers, first come, first served, each in a thread."""
+"""As many requests at once as a model's engine answers, first come, first served, each in a thread."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Generic, TypeVar
 
 from forgellm.errors import Conflict, ForgeError, ModelNotLoaded, NotFound, Unavailable
 from forgellm.model_server.loading import LoadedModel, detached
+from forgellm.model_server.slot import Line, Slot
 
 _log = logging.getLogger(__name__)
 MAX_WAITING = 64
@@ -19,9 +21,21 @@ MAX_WAITING = 64
 Item = TypeVar("Item")
 # Makes the items in a thread, from the model and a question: has the request been cancelled?
 Work = Callable[[LoadedModel, Callable[[], bool]], Generator[Item]]
-# The model that a request means. Asked whether it may take the place of another, which would end
-# the answers that run; None where it may not, and would have to.
-GetModel = Callable[[bool], Awaitable[LoadedModel | None]]
+# The slot of the model that a request means. Asked whether it may take the place of others, which
+# would end the answers that run; None where it may not, and would have to.
+Choose = Callable[[bool], Awaitable[Slot | None]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The model that a request means.
+
+    Attributes:
+        is_latest: whichever was loaded last; another that takes its place meanwhile will do.
+    """
+
+    choose: Choose
+    is_latest: bool = False
 
 
 class Ticket:
@@ -42,31 +56,33 @@ class Ticket:
 
 
 class Turns:
-    """Who may use the model. Belongs to one event loop.
+    """Who may use which model. Belongs to one event loop.
 
-    All who wait stand in a line. Its first waits for the model and for a place among those who are
-    being answered.
+    All who come pass a gate, one by one, and then stand in the line of their model, whose first
+    waits for it to be loaded and for a place among those who are being answered. Who needs the place
+    of other models waits in the gate until all who are past it have their answers.
     """
 
     def __init__(self, max_waiting: int = MAX_WAITING) -> None:
         self._max_waiting = max_waiting
-        self._line = asyncio.Lock()
         self._num_places = 1  # of the last model that was asked for
         self._num_running = 0
-        self._one_ended = asyncio.Event()
+        self._gate = asyncio.Lock()
+        self._num_inside = 0  # past the gate, until their answers end
+        self._one_left = asyncio.Event()
         self._tickets: dict[str, Ticket] = {}
 
     async def start(
         self,
         request_id: str,
-        get_model: GetModel,
+        wanted: Wanted,
         prepare: Callable[[LoadedModel], Work[Item]],
         if_cancelled: Sequence[Item],
     ) -> AnswerStream[Item]:
         """The answer, once it is this request's turn, there is a model and it accepts the prompt.
 
         `prepare` runs in a thread. Whoever is cancelled before that gets the items `if_cancelled`.
-        Raises Conflict, Unavailable and what `get_model` and `prepare` raise.
+        Raises Conflict, Unavailable, ModelNotLoaded and what `wanted.choose` and `prepare` raise.
         """
         if request_id in self._tickets:
             raise Conflict("A request with this request_id is running or waiting already")
@@ -74,11 +90,10 @@ class Turns:
         ticket = self._tickets[request_id] = Ticket()
         stream = AnswerStream[Item]()
         try:
-            async with asyncio.timeout(None) as ticket.waiting, self._line:
-                model = await self._model_with_a_place(get_model)
-                work = await asyncio.to_thread(prepare, model)
-                stream.start(model, work, ticket, lambda: self._end(request_id))
-                self._num_running += 1
+            async with asyncio.timeout(None) as ticket.waiting:
+                while not await self._begin(request_id, wanted, prepare, stream):
+                    if not wanted.is_latest:
+                        raise ModelNotLoaded("The model was unloaded before it was this one's turn")
         except BaseException as error:
             del self._tickets[request_id]
             if isinstance(error, TimeoutError) and ticket.is_cancelled():
@@ -103,29 +118,70 @@ class Turns:
 
     def _require_room(self) -> None:
         """Raises Unavailable when too many wait already."""
-        if len(self._tickets) >= self._num_places + self._max_waiting:
+        num_waiting = len(self._tickets) - self._num_running
+        if num_waiting >= self._max_waiting + max(0, self._num_places - self._num_running):
             raise Unavailable(
-                f"{len(self._tickets) - self._num_running} requests wait for the model already",
+                f"{num_waiting} requests wait for the model already",
                 suggestion="Try again in a few seconds.",
             )
 
-    async def _model_with_a_place(self, get_model: GetModel) -> LoadedModel:
-        """To be called by the first in line. Asks again after each wait: the model may have been
-        replaced, and must then not be held here."""
-        while True:
-            self._one_ended.clear()
-            model = await get_model(self._num_running == 0)
-            if model is not None:
-                self._num_places = model.engine.max_concurrent
-                if self._num_running < self._num_places:
-                    return model
-            del model
-            await self._one_ended.wait()
+    async def _begin(
+        self,
+        request_id: str,
+        wanted: Wanted,
+        prepare: Callable[[LoadedModel], Work[Item]],
+        stream: AnswerStream[Item],
+    ) -> bool:
+        """Start the answer when it is its turn; false if the model is given up before."""
+        slot = await self._pass_gate(wanted.choose)
+        try:
+            async with slot.line.lock:
+                model = await self._model_with_a_place(slot)
+                if model is None:
+                    self._leave()
+                    return False
+                work = await asyncio.to_thread(prepare, model)
+                ticket = self._tickets[request_id]
+                stream.start(model, work, ticket, lambda: self._end(request_id, slot.line))
+                slot.line.num_running += 1
+                self._num_running += 1
+                return True
+        except BaseException:
+            self._leave()
+            raise
 
-    def _end(self, request_id: str) -> None:
+    async def _pass_gate(self, choose: Choose) -> Slot:
+        async with self._gate:
+            while True:
+                self._one_left.clear()
+                slot = await choose(self._num_inside == 0)
+                if slot is not None:
+                    self._num_inside += 1
+                    return slot
+                await self._one_left.wait()
+
+    async def _model_with_a_place(self, slot: Slot) -> LoadedModel | None:
+        """To be called by the first in line; None if the model is given up. Asks again after each
+        wait: the model must not be held here."""
+        while (model := await slot.wait_ready()) is not None:
+            self._num_places = model.engine.max_concurrent
+            slot.line.one_ended.clear()
+            if slot.line.num_running < self._num_places:
+                return model
+            del model
+            await slot.line.one_ended.wait()
+        return None
+
+    def _leave(self) -> None:
+        self._num_inside -= 1
+        self._one_left.set()
+
+    def _end(self, request_id: str, line: Line) -> None:
         del self._tickets[request_id]
         self._num_running -= 1
-        self._one_ended.set()
+        line.num_running -= 1
+        line.one_ended.set()
+        self._leave()
 
 
 def new_request_id(prefix: str = "gen-") -> str:

@@ -179,6 +179,12 @@ def find_checkpoint(run_folder: Path, iteration: int) -> Checkpoint:
     )
 
 
+def iteration_of(weights: Path) -> int | None:
+    """The iteration of a checkpoint's weights, as their name has it; None for other files."""
+    found = _WEIGHTS.fullmatch(weights.name)
+    return int(found[1]) if found else None
+
+
 def prune(run_folder: Path, keep: int) -> list[int]:
     """Remove the oldest until `keep` are left, but never the best three or the last.
 

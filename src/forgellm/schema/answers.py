@@ -23,7 +23,23 @@ class LoadReply(Reply):
     adapter_path: str | None
 
 
+class HeldModel(Item):
+    """A model that is loaded, loading, or failed to load."""
+
+    loaded: bool
+    is_loading: bool
+    model_name: str
+    adapter_path: str | None
+    iteration: int | None = Field(description="Of the checkpoint, where it is one of a run.")
+    model_type: Literal["base", "instruct"] | None
+    memory_usage_gb: float | None
+    context_length: int | None
+    error: dict[str, Any] | None = Field(description="Of a load that failed.")
+
+
 class ModelStatusReply(Reply):
+    """The fields are those of the model that was asked for last."""
+
     loaded: bool
     is_loading: bool
     model_name: str | None
@@ -31,6 +47,7 @@ class ModelStatusReply(Reply):
     model_type: Literal["base", "instruct"] | None
     memory_usage_gb: float | None
     error: dict[str, Any] | None = Field(description="Of a load that failed.")
+    models: list[HeldModel] = Field(description="All of them, the last one at the end.")
 
 
 class UnloadReply(Reply):
@@ -42,17 +59,30 @@ class CancelReply(Reply):
     cancelled: list[str] = Field(description="The `request_id` of each answer that ends now.")
 
 
+class Likely(Item):
+    """A token's own text and its log-probability in nats; part of a character shows as U+FFFD."""
+
+    token: str
+    log_prob: float
+
+
+class TokenScore(Likely):
+    top: list[Likely] = Field(description="The likeliest tokens in its place, likeliest first.")
+
+
 class _Answer(Item):
     response: str
     tokens_generated: int
     generation_time_seconds: float
     tokens_per_second: float
     finish_reason: FinishReason
+    prompt_tokens: int
+    context_length: int | None = Field(description="null for an answer that was not begun.")
     request_id: str
 
 
 class GenerateReply(_Answer, Reply):
-    pass
+    scores: list[TokenScore] | None = Field(None, description="With `top_logprobs`.")
 
 
 class TokenItem(Item):
@@ -60,6 +90,9 @@ class TokenItem(Item):
 
     type: Literal["token"]
     text: str
+    scores: list[TokenScore] | None = Field(
+        None, description="With `top_logprobs`, of the tokens whose text has begun to appear."
+    )
 
 
 class DoneItem(_Answer):

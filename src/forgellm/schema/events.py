@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from forgellm.schema.answers import HeldModel
 from forgellm.schema.evaluation import EvaluationLine
 from forgellm.schema.request import Request
 from forgellm.schema.run import Phase
@@ -105,3 +106,4 @@ class ModelUpdate(BaseModel):
     model_type: str | None = None
     memory_usage_gb: float | None = None
     error: dict[str, Any] | None = None
+    models: list[HeldModel] = Field(default_factory=list)

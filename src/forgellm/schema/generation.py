@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from forgellm.schema.request import Request
 
@@ -22,7 +22,12 @@ class LoadRequest(Request, json_schema_extra={"examples": [_LOAD]}):
     adapter_path: str | None = Field(
         None,
         max_length=1000,
-        description="A run folder (its best checkpoint) or one checkpoint file.",
+        description="A run folder (its best checkpoint; the latest with `@latest` behind it, or one"
+        " such as `@300`) or one checkpoint file.",
+    )
+    beside: bool = Field(
+        default=False,
+        description="Keep what is loaded, if memory suffices; only the same name is loaded anew.",
     )
     engine: Literal["auto", "torch", "mlx"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -30,6 +35,29 @@ class LoadRequest(Request, json_schema_extra={"examples": [_LOAD]}):
         default=None,
         description="Keep the key-value cache in so many bits (engine mlx): long contexts take less memory, and answers are made one at a time.",
     )
+
+
+class _Loaded(Request):
+    """One of the models that are loaded, by the names that it was loaded by."""
+
+    model_name: str | None = Field(default=None, min_length=1, max_length=400)
+    adapter_path: str | None = Field(
+        default=None, max_length=1000, description="As it was loaded; needs `model_name`."
+    )
+
+    @field_validator("adapter_path")
+    @classmethod
+    def _needs_model_name(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("model_name", "") is None:
+            raise ValueError("needs model_name, the model it belongs to")
+        return value
+
+
+_UNLOAD = {"model_name": "mlx-community/Qwen3-4B-bf16"}
+
+
+class UnloadRequest(_Loaded, json_schema_extra={"examples": [_UNLOAD]}):
+    """Without a name, all models."""
 
 
 class Message(Request):
@@ -74,7 +102,7 @@ _GENERATE = {
 }
 
 
-class GenerateRequest(Sampling, json_schema_extra={"examples": [_GENERATE]}):
+class GenerateRequest(Sampling, _Loaded, json_schema_extra={"examples": [_GENERATE]}):
     prompt: str = Field(max_length=1_000_000)
     history: list[Message] = Field(default_factory=list, max_length=10_000)
     streaming: bool = False
@@ -85,6 +113,12 @@ class GenerateRequest(Sampling, json_schema_extra={"examples": [_GENERATE]}):
         None,
         pattern=r"^[A-Za-z0-9_-]{1,64}$",
         description="A name of your own to cancel it by; default: one is made.",
+    )
+    top_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="Score each token, and name so many of the likeliest in its place.",
     )
 
 

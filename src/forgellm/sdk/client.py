@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
+from forgellm.sdk.conversation_routes import ConversationRoutes
 from forgellm.sdk.data_routes import DataRoutes
 from forgellm.sdk.replies import Reply, error_of
 from forgellm.sdk.run_routes import RunRoutes
@@ -13,7 +14,7 @@ from forgellm.sdk.streams import follow_training
 from forgellm.sdk.transport import given
 
 
-class ForgeLLMClient(RunRoutes, DataRoutes):
+class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes):
     """Talks to a web server. Each method is one route and returns the server's reply as a dict.
 
     A failure is a reply too: `success` is false, and `error`, `error_code`, `details` and
@@ -78,21 +79,30 @@ class ForgeLLMClient(RunRoutes, DataRoutes):
         engine: str | None = None,
         dtype: str | None = None,
         kv_bits: int | None = None,
+        beside: bool = False,
     ) -> Reply:
-        """Begin loading; the reply comes at once, and generating waits until it is there."""
+        """Begin loading; the reply comes at once, and generating waits until it is there.
+
+        With `beside` what is loaded stays, if memory suffices.
+        """
         body = {
             "adapter_path": adapter_path,
             "engine": engine,
             "dtype": dtype,
             "kv_bits": kv_bits,
+            "beside": beside or None,
         }
         return self._post("/api/model/load", {"model_name": model_name} | given(body))
 
     def model_status(self) -> Reply:
         return self._get("/api/model/status")
 
-    def unload_model(self) -> Reply:
-        return self._post("/api/model/unload")
+    def unload_model(
+        self, model_name: str | None = None, *, adapter_path: str | None = None
+    ) -> Reply:
+        """Free the memory of one model, or without a name of all."""
+        body = given({"model_name": model_name, "adapter_path": adapter_path})
+        return self._post("/api/model/unload", body or None)
 
     def generate_text(
         self,
@@ -100,18 +110,23 @@ class ForgeLLMClient(RunRoutes, DataRoutes):
         model_name: str | None = None,
         *,
         adapter_path: str | None = None,
+        beside: bool = False,
         **kwargs: Any,
     ) -> Reply:
         """Load the model, unless none is named, and answer; the reply has `response`.
 
+        With `beside` it is loaded beside others, which may answer at the same time.
+
         `kwargs` are the other fields of `POST /api/model/generate`: `history`, `max_tokens`,
-        `temperature`, `top_p`, `repetition_penalty`, `seed`, `is_base_model`.
+        `temperature`, `top_p`, `repetition_penalty`, `seed`, `is_base_model`, `top_logprobs`.
         """
         if model_name is not None:
-            loading = self.load_model(model_name, adapter_path)
+            loading = self.load_model(model_name, adapter_path, beside=beside)
             if not loading["success"]:  # else the model before would answer in its name
                 return loading
-        return self._post("/api/model/generate", {"prompt": prompt, **kwargs, "streaming": False})
+        named = given({"model_name": model_name, "adapter_path": adapter_path})
+        body = {"prompt": prompt, **named, **kwargs, "streaming": False}
+        return self._post("/api/model/generate", body)
 
     def stream_text(
         self,
@@ -119,6 +134,7 @@ class ForgeLLMClient(RunRoutes, DataRoutes):
         model_name: str | None = None,
         *,
         adapter_path: str | None = None,
+        beside: bool = False,
         **kwargs: Any,
     ) -> Iterator[str]:
         """As `generate_text`, in pieces as they are made. Closing the iterator stops the answer.
@@ -126,10 +142,11 @@ class ForgeLLMClient(RunRoutes, DataRoutes):
         Raises ForgeError, whatever `raise_errors` says.
         """
         if model_name is not None:
-            loading = self.load_model(model_name, adapter_path)
+            loading = self.load_model(model_name, adapter_path, beside=beside)
             if not loading["success"]:
                 raise error_of(loading)
-        body = {"prompt": prompt, **kwargs, "streaming": True}
+        named = given({"model_name": model_name, "adapter_path": adapter_path})
+        body = {"prompt": prompt, **named, **kwargs, "streaming": True}
         yield from self._stream("/api/model/generate", body)
 
     def cancel_generation(self, request_id: str | None = None) -> Reply:

@@ -56,14 +56,29 @@ class Transport:
     def _post(self, route: str, body: Mapping[str, Any] | None = None) -> Reply:
         return self._send("POST", route, **({} if body is None else {"json": body}))
 
+    def _put(self, route: str, body: Mapping[str, Any]) -> Reply:
+        return self._send("PUT", route, json=body)
+
+    def _get_rows(self, route: str, **params: str) -> Reply:
+        """A reply of one JSON object a line, as `rows` in one reply."""
+        reply = self._request("GET", route, params=params)
+        if reply.status_code != 200:
+            return self._checked(reply)
+        return {"success": True, "rows": [json.loads(line) for line in reply.content.splitlines()]}
+
     def _delete(self, route: str) -> Reply:
         return self._send("DELETE", route)
 
     def _send(self, method: str, route: str, **content: Any) -> Reply:
+        return self._checked(self._request(method, route, **content))
+
+    def _request(self, method: str, route: str, **content: Any) -> httpx2.Response:
         try:
-            reply = self._http.request(method, route, **content)
+            return self._http.request(method, route, **content)
         except httpx2.HTTPError as problem:
             raise self._no_answer(problem) from problem
+
+    def _checked(self, reply: httpx2.Response) -> Reply:
         found = self._parsed(reply)
         if self.raise_errors and not found["success"]:
             raise error_of(found, reply.status_code)

@@ -21,6 +21,7 @@ from forgellm.web import pages
 from forgellm.web.api import (
     chains,
     checkpoints,
+    conversations,
     dashboard,
     datasets,
     demo,
@@ -87,6 +88,7 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
         chains,
         estimate,
         uploads,
+        conversations,
     ):
         app.include_router(area.make_router(workspace))
     app.include_router(dashboard.make_router(workspace, run_status))

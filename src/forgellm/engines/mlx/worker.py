@@ -1,7 +1,9 @@
 """The one thread that computes with a model.
 
 MLX's streams belong to threads, and one loop that serves all requests token by token is what lets
-them share each pass through the weights. Everything that touches an array runs here.
+them share each pass through the weights. Everything that touches an array runs here. Where several
+models are loaded, their threads compute in turns: MLX is not made for two at once, and on Metal
+that can end the process.
 """
 
 from __future__ import annotations
@@ -35,6 +37,27 @@ class Steps(Protocol):
 State = TypeVar("State", bound=Steps)
 Result = TypeVar("Result")
 _Inbox = SimpleQueue[Callable[[State], None] | None]
+
+
+class _Turns:
+    """Lets one thread in at a time. Two that come again and again alternate."""
+
+    def __init__(self) -> None:
+        self._door = threading.Lock()  # held by the next to go in: who was in waits behind it
+        self._inside = threading.Lock()
+        self.owner: int | None = None
+
+    def __enter__(self) -> None:
+        with self._door:
+            self._inside.acquire()
+        self.owner = threading.get_ident()
+
+    def __exit__(self, *_: object) -> None:
+        self.owner = None
+        self._inside.release()
+
+
+_turns = _Turns()
 
 
 class Worker(Generic[State]):
@@ -76,23 +99,27 @@ def _run(inbox: _Inbox[State], make_state: Callable[[], State], made: Future[Non
     try:
         _work(inbox, make_state, made)
     finally:
-        gc.collect()
-        release_freed()
-        # Else the streams go after Python has seen the thread end, and a process that ends then
-        # aborts.
-        mx.clear_streams()
+        with _turns:
+            gc.collect()
+            release_freed()
+            # Else the streams go after Python has seen the thread end, and a process that ends then
+            # aborts.
+            mx.clear_streams()
 
 
 def _work(inbox: _Inbox[State], make_state: Callable[[], State], made: Future[None]) -> None:
     try:
-        state = make_state()
+        with _turns:
+            state = make_state()
     except BaseException as error:  # whoever made this waits
         made.set_exception(error)
         return
     made.set_result(None)
     while _follow_orders(inbox, state):
-        state.step()
-    state.close()
+        with _turns:
+            state.step()
+    with _turns:
+        state.close()
 
 
 def _follow_orders(inbox: _Inbox[State], state: State) -> bool:
@@ -104,12 +131,14 @@ def _follow_orders(inbox: _Inbox[State], state: State) -> bool:
             return True
         if order is None:
             return False
-        order(state)
+        with _turns:
+            order(state)
         del order  # it may hold results, which must not live until the next order
 
 
 def _end(inbox: _Inbox[State], thread: threading.Thread) -> None:
     """Wait until the memory is free: whoever gave up a model may be about to load the next."""
     inbox.put(None)
-    if thread is not threading.current_thread():
+    # Called where the last reference goes, which may be a garbage collection in any thread.
+    if thread is not threading.current_thread() and _turns.owner != threading.get_ident():
         thread.join(_END_SECONDS)

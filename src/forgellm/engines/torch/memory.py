@@ -51,6 +51,12 @@ def reset_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def release_freed() -> None:
+    """Give what the allocator keeps of freed GPU memory back, so that others may have it."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
 def peak_bytes(device: torch.device) -> int:
     """CUDA: bytes the allocator held at most. Otherwise: this process's resident peak."""
     if device.type == "cuda":

@@ -21,7 +21,7 @@ from forgellm.schema.answers import (
     ModelStatusReply,
     UnloadReply,
 )
-from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest
+from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest, UnloadRequest
 
 if TYPE_CHECKING:
     import httpx2
@@ -155,8 +155,8 @@ def make_router(model_server: ModelServer) -> APIRouter:
         return await pass_on(request)
 
     @router.post("/unload", response_model=UnloadReply)
-    async def unload(request: Request) -> Response:
-        """Free the model's memory."""
+    async def unload(request: Request, body: UnloadRequest | None = None) -> Response:
+        """Free the memory of one model, or without a name of all."""
         return await pass_on(request)
 
     return router

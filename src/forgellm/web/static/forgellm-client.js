@@ -207,7 +207,10 @@
 
         // Models
 
-        /** Begin loading; the reply comes at once, and generating waits until it is there. */
+        /**
+         * Begin loading; the reply comes at once, and generating waits until it is there. With
+         * `{ beside: true }` what is loaded stays, if memory suffices.
+         */
         loadModel(modelName, adapterPath, options = {}) {
             const body = { model_name: modelName, adapter_path: adapterPath, ...options };
             return this.#post('/api/model/load', body);
@@ -217,22 +220,27 @@
             return this.#get('/api/model/status');
         }
 
-        unloadModel() {
-            return this.#post('/api/model/unload');
+        /** Free the memory of one model, or without a name of all. */
+        unloadModel(modelName, adapterPath) {
+            const body = { model_name: modelName, adapter_path: adapterPath };
+            return this.#post('/api/model/unload', modelName && body);
         }
 
         /**
-         * Load the model, unless none is named, and answer; the reply has `response`.
+         * Load the model, unless none is named, and answer; the reply has `response`. With `beside`
+         * it is loaded beside others, which may answer at the same time.
          * @param {string} prompt
          * @param {string} [modelName]
          * @param {any} [options]
          */
-        async generateText(prompt, modelName, { adapterPath, ...options } = {}) {
+        async generateText(prompt, modelName, { adapterPath, beside, ...options } = {}) {
             if (modelName) {
-                const loading = await this.loadModel(modelName, adapterPath);
+                const loading = await this.loadModel(modelName, adapterPath, { beside });
                 if (!loading.success) return loading; // else the model before would answer
             }
-            return this.#post('/api/model/generate', { prompt, ...options, streaming: false });
+            const named = { model_name: modelName, adapter_path: adapterPath };
+            const body = { prompt, ...named, ...options, streaming: false };
+            return this.#post('/api/model/generate', body);
         }
 
         /**
@@ -241,12 +249,13 @@
          * @param {string} [modelName]
          * @param {any} [options]
          */
-        async *streamText(prompt, modelName, { adapterPath, ...options } = {}) {
+        async *streamText(prompt, modelName, { adapterPath, beside, ...options } = {}) {
             if (modelName) {
-                const loading = await this.loadModel(modelName, adapterPath);
+                const loading = await this.loadModel(modelName, adapterPath, { beside });
                 if (!loading.success) throw new ForgeLLMError(loading);
             }
-            const body = { prompt, ...options, streaming: true };
+            const named = { model_name: modelName, adapter_path: adapterPath };
+            const body = { prompt, ...named, ...options, streaming: true };
             const reply = await this.#send('/api/model/generate', postOf(body));
             if (!reply.ok) throw new ForgeLLMError(await reply.json());
             for await (const item of itemsOf(reply.body)) {
@@ -280,6 +289,44 @@
         /** Bring the demo's model and documents; the job's result has the recipe to start. */
         prepareDemo() {
             return this.#post('/api/demo/prepare');
+        }
+
+        // Conversations: { title, system, settings, panes, messages, leaf }
+
+        /** Those with every word of `q`, the last changed first; options are `q`, `limit`, `offset`. */
+        listConversations(options = {}) {
+            return this.#get('/api/conversations', options);
+        }
+
+        /** The reply has its `id` and `revision`. */
+        createConversation(conversation) {
+            return this.#post('/api/conversations', conversation);
+        }
+
+        getConversation(id) {
+            return this.#get(`/api/conversations/${part(id)}`);
+        }
+
+        /** Put it in the place of the `revision` that it has; a conflict where that has changed. */
+        saveConversation(id, conversation) {
+            return this.#put(`/api/conversations/${part(id)}`, conversation);
+        }
+
+        deleteConversation(id) {
+            return this.#delete(`/api/conversations/${part(id)}`);
+        }
+
+        /** The lines of the export as `rows`; of format `messages` they are rows to train on. */
+        async exportConversations(format = 'conversations') {
+            const response = await this.#send(`/api/conversations/export?format=${format}`, {});
+            if (!response.ok) return this.#reply(response);
+            const lines = (await response.text()).split('\n').filter(Boolean);
+            return { success: true, rows: lines.map((line) => JSON.parse(line)) };
+        }
+
+        /** `rows` as exported in either format; the reply has their new ids. */
+        importConversations(rows) {
+            return this.#post('/api/conversations/import', { rows });
         }
 
         // Jobs: downloads and publishing
@@ -391,6 +438,10 @@
 
         async #post(path, body) {
             return this.#reply(await this.#send(path, postOf(body)));
+        }
+
+        #put(path, body) {
+            return this.#answer(path, { ...postOf(body), method: 'PUT' });
         }
 
         #delete(path) {
