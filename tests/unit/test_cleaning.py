@@ -207,3 +207,12 @@ def test_whether_a_folder_holds_conversations_is_found_out(tmp_path: Path) -> No
     assert ("a.md", "holds no conversations") in [
         (s.source, s.reason) for s in reading.report.skipped
     ]
+
+
+def test_every_name_of_a_secret_is_known() -> None:
+    names = (
+        "secret token PASSWD password pwd api_key apiKey api-key access_key PRIVATE-KEY credentials"
+    )
+    for name in names.split():
+        (found,) = findings(f"MY_{name} = q8Zt3LmW0xVbN5kP")
+        assert found.kind == "assigned secret"

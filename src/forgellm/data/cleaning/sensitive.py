@@ -33,6 +33,32 @@ _SHAPES = {
     r"|private[_-]?key|credentials?)[\w-]{0,20}[\"']?\s{0,3}(?:=>|:=|=|:)\s{0,3}[\"']?"
     r"(?P<value>[A-Za-z0-9+/=_.!@#$%^&*~-]{12,500})",
 }
+# Looked for first, in the text in small letters: most texts have none, and are done with quickly.
+_SIGNS = {
+    "private key": ("private key",),
+    "AWS key": ("akia", "asia"),
+    "GitHub token": ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+    "GitLab token": ("glpat-",),
+    "Google key": ("aiza",),
+    "Slack token": ("xox",),
+    "Stripe key": ("k_live_", "k_test_"),
+    "API key": ("sk-",),
+    "Hugging Face token": ("hf_",),
+    "npm token": ("npm_",),
+    "PyPI token": ("pypi-age",),
+    "JWT": ("eyj",),
+    "password in an address": ("://",),
+    "assigned secret": (
+        "secret",
+        "token",
+        "passw",
+        "pwd",
+        "api",
+        "access",
+        "private",
+        "credential",
+    ),
+}
 _PATTERNS = {kind: re.compile(shape) for kind, shape in _SHAPES.items()}
 _MIN_BITS = 3.3  # of entropy in a character, for a value to look random
 _LOCAL = re.compile(r"[A-Za-z0-9._%+-]{1,64}\Z")
@@ -70,7 +96,10 @@ Span = tuple[Maskable, str, int, int]
 
 
 def _secrets(text: str) -> Iterator[Span]:
+    lowered = text.lower()
     for kind, pattern in _PATTERNS.items():
+        if not any(sign in lowered for sign in _SIGNS[kind]):
+            continue
         for match in pattern.finditer(text):
             name = "value" if pattern.groups else 0
             if kind != "assigned secret" or _looks_random(match[name]):
