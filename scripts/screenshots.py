@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 QUESTION = "Who lights the lamps of the village?"
 README = {"runs-curves": "monitor", "chat": "chat", "train": "train", "start-dark": "start"}
@@ -87,8 +87,8 @@ def talked(browser: Any, url: str, address: str) -> str:
     page.goto(url + address)
     page.fill(".composer textarea", QUESTION)
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelectorAll('.answer .message-tools').length === 2")
-    page.wait_for_function("location.pathname.length > 6")
+    expect(page.locator(".answer .message-tools")).to_have_count(2, timeout=600_000)
+    page.wait_for_timeout(1000)
     found = str(page.evaluate("location.pathname"))
     page.close()
     return found

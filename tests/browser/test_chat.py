@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from browser.conftest import Servers, Watched
+from playwright.sync_api import expect
 
-TALLY = "document.querySelectorAll('.answer .message-tools').length === {}"
+from browser.conftest import Servers, Watched
 
 
 def ask(tab: Watched, text: str, num_answers: int) -> None:
     tab.page.locator(".composer textarea").focus()
     tab.page.keyboard.type(text)
     tab.page.keyboard.press("Enter")
-    tab.page.wait_for_function(TALLY.format(num_answers))
+    answered(tab, num_answers)
+
+
+def answered(tab: Watched, num_answers: int) -> None:
+    expect(tab.page.locator(".answer .message-tools")).to_have_count(num_answers, timeout=60_000)
 
 
 def begin(tab: Watched, address: str) -> None:
@@ -30,7 +34,7 @@ def test_an_edit_and_another_try_are_branches_and_a_reload_keeps_them(tab: Watch
     tab.page.get_by_label("Edit the question", exact=True).last.fill("After lamp?")
     tab.page.click("text=Ask this")
     tab.page.wait_for_selector(".question >> text=2 of 2")
-    tab.page.wait_for_function(TALLY.format(1))
+    answered(tab, 1)
     assert tab.page.locator(".question .said").inner_text() == "After lamp?"
     tab.page.locator(".question").get_by_label("Earlier version").click()
     tab.page.wait_for_selector(".question >> text=After tide?")

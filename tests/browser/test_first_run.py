@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from browser.conftest import Servers, Watched
 from forgellm.paths import Workspace
@@ -67,7 +68,7 @@ def test_from_nothing_to_a_taught_model(browser: Any, fresh: Servers) -> None:
     page.locator("tr.best >> text=Compare").click()
     page.fill(".composer textarea", "Who lights the lamps?")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelectorAll('.answer .message-tools').length === 2")
+    expect(page.locator(".answer .message-tools")).to_have_count(2, timeout=LONG)
     answers = page.locator(".answer .markdown").all_inner_texts()
     assert len(answers) == 2 and all(answers)
     page.reload()
