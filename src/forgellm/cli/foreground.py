@@ -12,6 +12,7 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+from forgellm.data.progress import Tokenised
 from forgellm.runs.lock import RunLock
 from forgellm.runs.store import Run
 from forgellm.schema.run import MetricsLine, RunState
@@ -32,6 +33,7 @@ def train_here(run: Run, lock: RunLock, *, resume: bool, console: Console) -> Ru
         view = _Bar(console, max_iterations) if console.is_terminal else _Lines(console)
         with view:
             session.observer, session.progress = view.report, view.stage
+            session.on_tokenised = view.tokenised
             return session.train(run, resume=resume)
 
 
@@ -67,6 +69,14 @@ class _Lines:
     def stage(self, text: str) -> None:
         self._console.print(f"  {text}")
 
+    def tokenised(self, figure: Tokenised) -> None:
+        if figure.num_tokens and time.monotonic() - self._last >= _PLAIN_SECONDS:
+            self._last = time.monotonic()
+            self._console.print(
+                f"  {figure.done_bytes / 1e6:.0f} of {figure.total_bytes / 1e6:.0f} MB, "
+                + _tokens(figure)
+            )
+
     def report(self, line: MetricsLine, state: RunState) -> None:
         if line.validation_loss is None and time.monotonic() - self._last < _PLAIN_SECONDS:
             return
@@ -86,6 +96,7 @@ class _Bar:
             TextColumn("{task.fields[figures]}"),
             console=console,
         )
+        self._max_iterations = max_iterations
         self._task = self._progress.add_task("preparing", total=max_iterations, figures="")
         self._validation: float | None = None
 
@@ -97,12 +108,23 @@ class _Bar:
         self._progress.__exit__(None, None, None)
 
     def stage(self, text: str) -> None:
-        self._progress.update(self._task, description=text)
+        total = self._max_iterations
+        self._progress.update(self._task, description=text, total=total, completed=0, figures="")
+
+    def tokenised(self, figure: Tokenised) -> None:
+        if figure.num_tokens:
+            done, total = figure.done_bytes // 1_000_000, figure.total_bytes // 1_000_000
+            figures = f"MB, {_tokens(figure)}"
+            self._progress.update(self._task, total=total, completed=done, figures=figures)
 
     def report(self, line: MetricsLine, state: RunState) -> None:
         self._validation = line.validation_loss or self._validation
         shown = line.model_copy(update={"validation_loss": self._validation})
         self._progress.update(self._task, completed=line.iteration, figures=_figures(shown, state))
+
+
+def _tokens(figure: Tokenised) -> str:
+    return f"{figure.num_tokens / 1e6:.1f} million tokens"
 
 
 def _figures(line: MetricsLine, state: RunState) -> str:

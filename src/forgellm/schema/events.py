@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from forgellm.schema.answers import HeldModel
 from forgellm.schema.evaluation import EvaluationLine
 from forgellm.schema.request import Request
-from forgellm.schema.run import Phase
+from forgellm.schema.run import Phase, Tokenising
 
 
 class SubscribeRequest(Request):
@@ -52,6 +52,9 @@ class TrainingUpdate(RunEvent):
     eta_minutes: float | None
     overfitting: bool
     overfitting_iteration: int | None
+    tokenising: Tokenising | None = Field(
+        description="While a run is preparing and its text is not in the cache."
+    )
 
 
 class EvaluationUpdate(RunEvent):

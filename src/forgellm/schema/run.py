@@ -61,6 +61,15 @@ class RunRecord(BaseModel):
     warnings: list[str] = Field(default_factory=list)
 
 
+class Tokenising(BaseModel):
+    """How far a run's text is tokenised; all but `total_bytes` is 0 while files are compared with
+    the cache."""
+
+    done_bytes: int
+    total_bytes: int = Field(description="Of the dataset's files.")
+    num_tokens: int
+
+
 class RunState(BaseModel):
     """`state.json`: where the run is now. Replaced atomically by the trainer."""
 
@@ -73,6 +82,7 @@ class RunState(BaseModel):
     stopped_early: bool = False
     error: dict[str, Any] | None = None
     heartbeat: str = ""
+    tokenising: Tokenising | None = None
 
 
 class MetricsLine(BaseModel):

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from forgellm.schema.recipe import TrainingType
 from forgellm.schema.reply import Item, Reply
-from forgellm.schema.run import Phase
+from forgellm.schema.run import Phase, Tokenising
 
 
 class TrainingReply(Reply):
@@ -38,6 +38,9 @@ class StatusReply(Reply):
     output_dir: str | None
     training_id: str | None
     phase: Phase | None
+    tokenising: Tokenising | None = Field(
+        description="While a run is preparing and its text is not in the cache."
+    )
     overfitting: bool | None
     error: dict[str, Any] | None = Field(description="Of a run that failed.")
     warnings: list[str]

@@ -12,6 +12,7 @@ from forgellm import __version__
 from forgellm.atomic import storage_errors, write_json
 from forgellm.data.prepare import prepare_data, reopen_prepared
 from forgellm.data.prepared import PreparedData
+from forgellm.data.progress import OnProgress, Tokenised
 from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME, Tokenizer
 from forgellm.engines.base import TrainEngine
 from forgellm.engines.merged_model import model_under
@@ -32,6 +33,7 @@ from forgellm.training.leaks import overlap_warnings
 from forgellm.training.loop import Observer, TrainingLoop
 from forgellm.training.plan import Plan, plan_compute
 from forgellm.training.preflight import rehearse
+from forgellm.training.preparing import telling_state
 from forgellm.training.recorder import Recorder, RunRecorder, SilentRecorder
 from forgellm.training.reference import read_reference, score_pairs, write_reference
 from forgellm.training.replay import ReplayRule
@@ -64,11 +66,13 @@ class Session:
     Attributes:
         observer: called after each report.
         progress: called with a sentence at each stage before the first update.
+        on_tokenised: called with how far the text is, where it is not in the cache.
         stop: set it to end the run gracefully; a stop request in the run's folder does the same.
     """
 
     observer: Observer = field(default=lambda line, state: None)
     progress: Callable[[str], None] = field(default=lambda text: None)
+    on_tokenised: OnProgress = field(default=lambda figure: None)
     stop: bool = False
 
     def train(self, run: Run, *, resume: bool = False) -> RunState:
@@ -110,7 +114,9 @@ class Session:
         if checkpoint is None:
             run.write_record(record)  # before the model is merged that it now stands on
         summary = record.data if resume else {}
-        ready = self._make_ready(start, summary, run.workspace, run.stop_requested)
+        ready = self._make_ready(
+            start, summary, run.workspace, run.stop_requested, telling_state(run)
+        )
         ready = self._referred(ready, run if resume else None)
         if checkpoint is None:
             run.write_record(_completed(record, ready))
@@ -136,7 +142,7 @@ class Session:
                 start = _start_of(record, resume_from, resume=True)
             else:
                 start = find_start(recipe, workspace)
-            ready = self._make_ready(start, summary, workspace, lambda: False)
+            ready = self._make_ready(start, summary, workspace, lambda: False, lambda figure: None)
             ready = self._referred(ready, resume_from)
             return self._loop(ready, SilentRecorder(earlier), self.observer).run(checkpoint)
 
@@ -146,6 +152,7 @@ class Session:
         summary: dict[str, Any],
         workspace: Workspace,
         stop_requested: Callable[[], bool],
+        tell: OnProgress,
     ) -> _Ready:
         """Data (that of `summary` for a resume), model and a rehearsed step.
 
@@ -164,7 +171,14 @@ class Session:
         plan = plan_compute(recipe, model, workspace)
         self.progress("reading and tokenising the documents")
         tokenizer = Tokenizer.load(model.path, start.template_folder)
-        data = self._prepare(summary, workspace, plan, tokenizer, should_stop)
+
+        def on_progress(figure: Tokenised) -> None:
+            if should_stop():
+                raise _Stopped
+            tell(figure)
+            self.on_tokenised(figure)
+
+        data = _prepare(summary, workspace, plan, tokenizer, on_progress)
         if not summary:
             data = self._without_leaks(data, suite, plan, tokenizer, should_stop)
         self.progress("loading the model")
@@ -240,22 +254,18 @@ class Session:
         self.progress(f"resuming from iteration {checkpoint.iteration}")
         return checkpoint
 
-    def _prepare(
-        self,
-        summary: dict[str, Any],
-        workspace: Workspace,
-        plan: Plan,
-        tokenizer: Tokenizer,
-        should_stop: Callable[[], bool],
-    ) -> PreparedData:
-        def on_progress(*_: Any) -> None:
-            if should_stop():
-                raise _Stopped
 
-        recipe, seq_len = plan.recipe, plan.max_seq_length
-        if summary:
-            return reopen_prepared(summary, recipe, workspace, tokenizer, seq_len, on_progress)
-        return prepare_data(recipe, workspace, tokenizer, seq_len, on_progress)
+def _prepare(
+    summary: dict[str, Any],
+    workspace: Workspace,
+    plan: Plan,
+    tokenizer: Tokenizer,
+    on_progress: OnProgress,
+) -> PreparedData:
+    recipe, seq_len = plan.recipe, plan.max_seq_length
+    if summary:
+        return reopen_prepared(summary, recipe, workspace, tokenizer, seq_len, on_progress)
+    return prepare_data(recipe, workspace, tokenizer, seq_len, on_progress)
 
 
 def _replay_rule(ready: _Ready) -> ReplayRule | None:

@@ -21,7 +21,7 @@ from forgellm.schema.events import (
     TrainingUpdate,
 )
 from forgellm.schema.run import MetricsLine, RunState
-from forgellm.web.run_status import RunFigures
+from forgellm.web.run_status import RunFigures, tokenising_of
 
 # Somewhat more than five, so that a run that reports five times a second loses nothing to a stall.
 UPDATES_PER_SECOND = 6.0
@@ -135,7 +135,7 @@ class RunFeed:
                     moment.eta_minutes = state.eta_minutes
                     moment.phase = state.phase if number == 0 else moment.phase
                 events.append(self._update(moment, line.seq, self._figures))
-        shown = (state.phase, state.overfitting)
+        shown = (state.phase, state.overfitting, tokenising_of(state))
         if ended and not self._has_ended:
             events.append(self._ending(state))
         elif not ended and not lines and shown != self._shown:
@@ -166,6 +166,7 @@ class RunFeed:
                 "eta_minutes": state.eta_minutes,
                 "overfitting": state.overfitting,
                 "overfitting_iteration": state.overfitting_iteration,
+                "tokenising": tokenising_of(state),
             }
         )
 

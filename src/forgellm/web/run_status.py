@@ -12,7 +12,7 @@ from forgellm.paths import Workspace
 from forgellm.runs.metrics import read_lines
 from forgellm.runs.store import Run, active_run, latest_run
 from forgellm.runs.summary import progress_percentage
-from forgellm.schema.run import MetricsLine
+from forgellm.schema.run import MetricsLine, RunState
 
 FIGURES = (
     "training_loss",
@@ -71,6 +71,7 @@ class RunStatus:
             "output_dir": run.output_dir,
             "training_id": record.training_id,
             "phase": state.phase,
+            "tokenising": tokenising_of(state),
             "overfitting": state.overfitting,
             "error": state.error,
             "warnings": record.warnings,
@@ -84,6 +85,12 @@ class RunStatus:
             for line in lines:
                 self._figures.add(line)
             return _as_status(self._figures.values)
+
+
+def tokenising_of(state: RunState) -> dict[str, int] | None:
+    """What is shown of it: nothing once the text is tokenised."""
+    figure = state.tokenising if state.phase == "preparing" else None
+    return figure.model_dump() if figure and figure.done_bytes < figure.total_bytes else None
 
 
 def _as_status(figures: dict[str, float | None]) -> dict[str, float | None]:
@@ -102,6 +109,7 @@ _NO_RUN: dict[str, Any] = {
     "output_dir": None,
     "training_id": None,
     "phase": None,
+    "tokenising": None,
     "overfitting": None,
     "error": None,
     "warnings": [],
