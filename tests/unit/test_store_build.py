@@ -44,7 +44,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversations, "_PROGRESS_EVERY", 3)
 
 
-@pytest.fixture(params=["documents", "conversations"])
+@pytest.fixture(params=["documents", "conversations", "pairs"])
 def build(request: pytest.FixtureRequest, tmp_path: Path, tokenizer: Tokenizer) -> Build:
     folder = tmp_path / "dataset"
     folder.mkdir()
@@ -56,17 +56,23 @@ def build(request: pytest.FixtureRequest, tmp_path: Path, tokenizer: Tokenizer) 
         rows = [json.dumps({"text": f"{n} {line}"}) for n, line in enumerate(lines * 6)]
         (folder / "d.jsonl").write_text("\n".join([*rows[:9], "{broken", *rows[9:], "{again"]))
         return lambda cache, on_progress: token_store(folder, tokenizer, cache, on_progress)
-    rows = [json.dumps({"prompt": f"{n}?", "completion": line}) for n, line in enumerate(lines)]
+    in_pairs = request.param == "pairs"
+    rows = [
+        json.dumps({"prompt": f"{n}?", "chosen": line, "rejected": line[::-1]})
+        if in_pairs
+        else json.dumps({"prompt": f"{n}?", "completion": line})
+        for n, line in enumerate(lines)
+    ]
     (folder / "a.jsonl").write_text("\n".join([*rows[:9], "{broken", *rows[9:], rows[0], "{again"]))
     (folder / "b.jsonl").write_text("\n".join(rows))
-    form = ChatFormat(CHAT_TEMPLATE, "assistant", 200)
+    form = ChatFormat(CHAT_TEMPLATE, "last", 200, in_pairs=in_pairs)
     return lambda cache, on_progress: chat_store(folder, tokenizer, form, cache, on_progress)
 
 
 def contents(store: TokenStore) -> tuple[object, ...]:
-    trained = None if store.trained is None else store.trained.tobytes()
-    arrays = store.tokens.tobytes(), store.offsets.tobytes(), store.hashes.tobytes()
-    return store.key, *arrays, trained, store.report
+    arrays = store.tokens, store.offsets, store.hashes, store.trained, store.rejected
+    raw = [None if array is None else array.tobytes() for array in arrays]
+    return store.key, *raw, store.report
 
 
 def ended_after(num_tokens: int, seen: list[Tokenised]) -> OnProgress:

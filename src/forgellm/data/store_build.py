@@ -92,8 +92,8 @@ def _take(work: Path) -> int | None:
     try:
         work.mkdir(exist_ok=True)
         descriptor = os.open(work, os.O_RDONLY)
-    except FileNotFoundError:
-        return None  # renamed or removed between the two
+    except (FileNotFoundError, FileExistsError):
+        return None  # renamed or removed between two steps
     with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), os.stat(work)):
