@@ -18,6 +18,7 @@ from forgellm.guard import Guard, GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
 from forgellm.model_server.shelf import Shelf
 from forgellm.paths import Workspace
+from forgellm.schema.evaluation import EvaluateRequest
 from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest
 from forgellm.schema.publishing import DownloadRequest, PublishRequest
 from forgellm.schema.questions import QuestionsRequest
@@ -160,6 +161,7 @@ REQUESTS: dict[str, Callable[[Any], object]] = {
     "/api/training/publish_checkpoint": PublishRequest.model_validate,
     "/api/models/download": DownloadRequest.model_validate,
     "/api/dataset/questions": QuestionsRequest.model_validate,
+    "/api/evaluate": EvaluateRequest.model_validate,
     "/api/model/load": LoadRequest.model_validate,
     "/api/model/generate": GenerateRequest.model_validate,
     "/api/model/cancel": CancelRequest.model_validate,

@@ -540,6 +540,34 @@ def test_engine_that_fails_while_it_answers_is_an_error_for_every_client(
         assert client.chat.completions.create(**ask, max_tokens=3).choices[0].finish_reason
 
 
+def test_lm_eval_reads_likelihoods_out_of_our_replies(
+    reference: Any, server: httpx2.Client, tokenizer: Tokenizer
+) -> None:
+    """The request and the reading of lm-eval 0.4.13's `local-completions`."""
+    context = tokenizer.encode("The mill stands where")
+    with torch.no_grad():
+        likeliest = reference.generate(
+            torch.tensor([context]), max_new_tokens=3, do_sample=False, eos_token_id=None
+        )[0].tolist()
+    prompts = [likeliest, [*context, *tokenizer.encode(" two rivers meet in winter")]]
+    request = {
+        "model": TINY, "prompt": prompts, "temperature": 0, "max_tokens": 1, "logprobs": 1,
+        "seed": 1234, "echo": True,
+    }  # fmt: skip
+    choices = server.post("/v1/completions", json=request).json()["choices"]
+    found = []
+    for choice in sorted(choices, key=lambda choice: choice["index"]):
+        own = choice["logprobs"]["token_logprobs"][len(context) : -1]
+        top = choice["logprobs"]["top_logprobs"][len(context) : -1]
+        found.append((sum(own), all(a == max(b.values()) for a, b in zip(own, top, strict=True))))
+    wanted = []
+    for ids in prompts:
+        scores = log_probs_by_transformers(reference, ids)
+        wanted.append(sum(float(scores[i - 1, ids[i]]) for i in range(len(context), len(ids))))
+    assert [score for score, _ in found] == pytest.approx(wanted, abs=1e-4)
+    assert [is_greedy for _, is_greedy in found] == [True, False]
+
+
 def test_a_run_is_named_by_its_folder_and_means_its_best_checkpoint(tmp_path: Path) -> None:
     workspace = build_tiny_workspace(tmp_path / "w")
     run, lock = supervisor.claim_new_run(workspace, tiny_recipe(), max_seq_length=64)

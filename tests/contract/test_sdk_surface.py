@@ -45,6 +45,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "generateText": ("x",),
     "compareRuns": (["x"],),
     "renameRun": ("x", "y"),
+    "evaluate": ("x",),
     "makeQuestions": ("x", "y"),
     "getTrainingStatus": (),
     "createConversation": ({},),

@@ -19,6 +19,7 @@ _COMMANDS = {
     "demo": ("forgellm.cli.demo", "teach the shipped model the shipped handbook, and measure"),
     "train": ("forgellm.cli.train", "train a model on the documents of a dataset"),
     "cli": ("forgellm.cli.terminal", "generate text, chat, and look at a model"),
+    "eval": ("forgellm.cli.evaluate", "measure what a model knows"),
     "publish": ("forgellm.cli.publish", "make a model of a checkpoint"),
     "models": ("forgellm.cli.models", "import, list, pull and remove models"),
     "runs": ("forgellm.cli.runs", "list, show, resume, stop and delete runs"),

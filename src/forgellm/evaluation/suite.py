@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forgellm.data.documents import DatasetFile, Document, ReadReport, iter_documents, read_file
@@ -57,17 +57,45 @@ class Suite:
 
 def suite_of(recipe: Recipe, workspace: Workspace) -> Suite:
     """What a run measures. The shipped general text is part of it wherever probes are or replay is
-    automatic, unless the recipe says otherwise.
-
-    Raises ConfigError for a path that is not there, DataError for one that holds nothing usable.
-    """
+    automatic, unless the recipe says otherwise. Raises what `named_suite` raises."""
     general = recipe.general_files
     if general is None:
         general = [SHIPPED] if recipe.probe_files or recipe.replay == "auto" else []
+    suite = named_suite(recipe.probe_files, general, workspace)
+    return replace(suite, sample_prompts=tuple(dict.fromkeys(recipe.sample_prompts)))
+
+
+def named_suite(
+    probe_files: Sequence[str],
+    general_files: Sequence[str],
+    workspace: Workspace,
+    *,
+    allow_absolute: bool = False,
+) -> Suite:
+    """With `allow_absolute` (only for paths typed by the user of this machine) also from outside
+    the workspace, relative to the current directory.
+
+    Raises ConfigError for a path that is not there, DataError for one that holds nothing usable.
+    """
+
+    def found(field: str, name: str) -> Path:
+        path = _resolved(name, workspace, allow_absolute)
+        if path is None or (field == "probe_files" and not path.is_file()):
+            raise ConfigError.one(
+                field,
+                f"there is no such path in the workspace: {name}",
+                suggestion="Give a path inside the workspace, such as dataset/questions.json.",
+            )
+        return path
+
     return Suite(
-        tuple(_probe_file(name, workspace) for name in dict.fromkeys(recipe.probe_files)),
-        tuple(_general(name, workspace) for name in dict.fromkeys(general)),
-        tuple(dict.fromkeys(recipe.sample_prompts)),
+        tuple(probe_file(name, found("probe_files", name)) for name in dict.fromkeys(probe_files)),
+        tuple(
+            shipped_general()
+            if name == SHIPPED
+            else general_text(name, found("general_files", name))
+            for name in dict.fromkeys(general_files)
+        ),
     )
 
 
@@ -91,28 +119,12 @@ def shipped_general() -> GeneralText:
     return general_text(SHIPPED, SHIPPED_GENERAL)
 
 
-def _probe_file(name: str, workspace: Workspace) -> ProbeFile:
-    return probe_file(name, _resolved("probe_files", name, workspace, is_file=True))
-
-
-def _general(name: str, workspace: Workspace) -> GeneralText:
-    if name == SHIPPED:
-        return shipped_general()
-    return general_text(name, _resolved("general_files", name, workspace, is_file=False))
-
-
-def _resolved(field: str, name: str, workspace: Workspace, *, is_file: bool) -> Path:
+def _resolved(name: str, workspace: Workspace, allow_absolute: bool) -> Path | None:
     try:
-        path = workspace.resolve(name)
+        return workspace.resolve(name)
     except PathNotFound:
-        path = None
-    if path is None or (is_file and not path.is_file()):
-        raise ConfigError.one(
-            field,
-            f"there is no {'file' if is_file else 'file or folder'} {name} in the workspace",
-            suggestion="Give a path inside the workspace, such as dataset/questions.json.",
-        )
-    return path
+        path = Path(name).expanduser()
+        return path if allow_absolute and path.exists() else None
 
 
 def _documents(path: Path) -> Iterator[Document]:

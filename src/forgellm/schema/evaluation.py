@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, Field
+
+from forgellm.schema.recipe import PathName
+from forgellm.schema.request import Request
 
 
 class ProbeFigures(BaseModel):
@@ -68,3 +73,35 @@ class SampleLine(BaseModel):
     answer: str
     finish_reason: str
     timestamp: str
+
+
+_EVALUATE = {"model": "models/cpt/my_model", "probe_files": ["dataset/questions.json"]}
+
+
+class EvaluateRequest(Request, json_schema_extra={"examples": [_EVALUATE]}):
+    model: str = Field(
+        min_length=1,
+        max_length=1000,
+        description="A model, a run (its best checkpoint) or a checkpoint.",
+    )
+    probe_files: list[PathName] = Field(default_factory=list, max_length=16)
+    general_files: list[PathName] = Field(
+        default_factory=lambda: ["shipped"],
+        max_length=16,
+        description="Files or folders of general text; `shipped` is the text that comes along.",
+    )
+    engine: Literal["auto", "torch", "mlx"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class ModelEvaluation(BaseModel):
+    """One model, measured twice for the noise floor. `checkpoint` is its file in the run."""
+
+    model: str
+    checkpoint: str | None
+    engine: str
+    device: str
+    dtype: str
+    probes: list[ProbeFigures]
+    general: list[GeneralFigures]
+    seconds: float

@@ -17,6 +17,7 @@ JobKind = Literal[
     "download",
     "demo",
     "questions",
+    "evaluate",
     "inspect_dataset",
     "stats_dataset",
     "dedup_dataset",

@@ -24,7 +24,7 @@ ColumnRole = Literal["messages", "user", "assistant", "system", "prompt", "chose
 LoraTarget = Literal["all", "attention"] | list[str]
 TrackerName = Literal["trackio", "wandb", "tensorboard", "mlflow"]
 
-_PathName = Annotated[str, Field(min_length=1, max_length=1000)]
+PathName = Annotated[str, Field(min_length=1, max_length=1000)]
 _MAX_PROBLEMS = 20
 _SCHEME_AND_HOST = r"https?://[^\s/?#@\\]+"
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -201,12 +201,12 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
     seed: int = Field(
         42, ge=0, lt=2**31, description="Seed of data order, split and initialisation."
     )
-    probe_files: list[_PathName] = Field(
+    probe_files: list[PathName] = Field(
         default_factory=list,
         max_length=16,
         description="Files of probe questions, scored before training and at each checkpoint.",
     )
-    general_files: list[_PathName] | None = Field(
+    general_files: list[PathName] | None = Field(
         None,
         max_length=16,
         description="Files or folders of general text whose loss shows forgetting; `shipped` is the text that comes along, the default wherever probe_files are given.",

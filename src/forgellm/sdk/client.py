@@ -187,6 +187,13 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes):
         """Checkpoints of a run, else of the current or the last one."""
         return self._get("/api/checkpoints", training_dir=training_dir, rank_by=rank_by)
 
+    def evaluate(self, model: str, **options: Any) -> Reply:
+        """Start a job that measures a model, a run or a checkpoint.
+
+        Options: `probe_files`, `general_files`, `engine`, `dtype`.
+        """
+        return self._post("/api/evaluate", {"model": model, **options})
+
     def dashboard_data(self, training_dir: str | None = None) -> Reply:
         return self._get("/api/dashboard/data", training_dir=training_dir)
 

@@ -26,6 +26,7 @@ from forgellm.web.api import (
     datasets,
     demo,
     estimate,
+    evaluate,
     filesystem,
     health,
     hub,
@@ -95,6 +96,7 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
     app.include_router(publishing.make_router(workspace, job_runner))
     app.include_router(questions.make_router(workspace, job_runner, model_server_url))
     app.include_router(preparation.make_router(workspace, job_runner))
+    app.include_router(evaluate.make_router(workspace, job_runner))
     app.include_router(jobs.make_router(job_runner))
     app.include_router(hub.make_router(workspace, job_runner))
     app.include_router(demo.make_router(workspace, job_runner))

@@ -400,6 +400,11 @@
             return this.#get(`/api/datasets/${part(name)}/preparation`, options);
         }
 
+        /** Start a job that measures a model, a run or a checkpoint. */
+        evaluate(model, options = {}) {
+            return this.#post('/api/evaluate', { model, ...options });
+        }
+
         dashboardData(trainingDir) {
             return this.#get('/api/dashboard/data', { training_dir: trainingDir });
         }
