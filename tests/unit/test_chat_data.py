@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from forgellm.data.chat import parallel
 from forgellm.data.chat.packing import PackedConversations
 from forgellm.data.chat.store import ChatFormat, chat_store
 from forgellm.data.prepare import prepare_data, reopen_prepared
@@ -270,3 +272,34 @@ def test_the_fields_are_a_recipes() -> None:
         {"model_name": "m", "dataset": "d", "columns": {"user": "q", "assistant": "a"}}
     )
     assert recipe.loss_on == "assistant"
+
+
+@pytest.mark.parametrize("command", [parallel._COMMAND, ["false"]])
+@pytest.mark.parametrize("in_pairs", [False, True])
+def test_all_cores_or_one_make_the_same(
+    workspace: Workspace,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    in_pairs: bool,
+) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": f"Yes {n}.", "rejected": "No."} for n in range(150)]
+    if not in_pairs:
+        rows = [{"prompt": f"{n}?", "completion": f"Yes {n}." * (n % 7)} for n in range(150)]
+    folder = dataset(workspace, f"many{in_pairs}", a__jsonl="\n".join(map(json.dumps, rows)))
+    days = [datetime.date(2026, 1, 1)] * 2  # no JSON
+    columns = {"prompt": ["a", "b"], "day": days}
+    columns |= (
+        {"chosen": ["c", "d"], "rejected": ["e", "f"]} if in_pairs else {"answer": ["c", "d"]}
+    )
+    pq.write_table(pa.table(columns), folder / "b.parquet")
+    form = ChatFormat(CHAT_TEMPLATE, "last", 65, in_pairs=in_pairs)
+    one = chat_store(folder, tokenizer, form, tmp_path / "one")
+    monkeypatch.setattr(parallel, "_WORTH_BYTES", 0)
+    monkeypatch.setattr(parallel, "_num_cores", lambda: 3)
+    monkeypatch.setattr(parallel, "_COMMAND", command)
+    all_cores = chat_store(folder, tokenizer, form, tmp_path / "all")
+    assert one.report == all_cores.report and one.report.documents > 120
+    for name in ("tokens", "offsets", "hashes", "trained", "rejected"):
+        assert np.array_equal(getattr(one, name), getattr(all_cores, name)), name

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Tokenizer:
     """
 
     def __init__(self, serialized: str, settings: _Settings) -> None:
-        self._serialized = serialized
+        self._serialized, self._settings = serialized, settings
         self._named_controls = settings.control_tokens
         self._plain = self._build(plain=True)
         self.special_tokens = frozenset(
@@ -68,7 +69,7 @@ class Tokenizer:
                 "forgellm models import FILE.gguf",
                 details={"searched": ["tokenizer.json"]},
             )
-        settings = _Settings(folder)
+        settings = _Settings.read(folder)
         if adapter_folder is not None and (adapter_folder / CHAT_TEMPLATE_NAME).is_file():
             settings.chat_template = _chat_template(adapter_folder, {})
         try:
@@ -77,6 +78,17 @@ class Tokenizer:
             raise
         except Exception as error:  # the library raises bare Exception for a malformed file
             raise _broken("tokenizer.json", error) from None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Tokenizer:
+        """The tokenizer that `to_dict` was called on, in another process."""
+        settings = values["settings"]
+        eos_ids = frozenset(settings["eos_ids"])
+        return cls(values["serialized"], _Settings(**{**settings, "eos_ids": eos_ids}))
+
+    def to_dict(self) -> dict[str, Any]:
+        settings = asdict(self._settings) | {"eos_ids": sorted(self._settings.eos_ids)}
+        return {"serialized": self._serialized, "settings": settings}
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: nothing added, and "<|im_end|>" in it is only characters."""
@@ -155,25 +167,39 @@ class Tokenizer:
         )
 
 
+@dataclass
 class _Settings:
     """What the JSON files beside `tokenizer.json` say."""
 
-    def __init__(self, folder: Path) -> None:
+    bos_token: str | None
+    eos_token: str | None
+    control_tokens: list[str]
+    add_bos_token: bool
+    chat_template: str | None
+    eos_ids: frozenset[int]
+
+    @classmethod
+    def read(cls, folder: Path) -> _Settings:
         config = _read_json(folder / "tokenizer_config.json")
         names = _read_json(folder / "special_tokens_map.json") | {
             key: value for key, value in config.items() if value is not None
         }
-        self.bos_token = _content(names.get("bos_token"))
-        self.eos_token = _content(names.get("eos_token"))
+        bos_token = _content(names.get("bos_token"))
+        eos_token = _content(names.get("eos_token"))
         extra = names.get("additional_special_tokens")
         named = [names.get("pad_token"), *(extra if isinstance(extra, list) else [])]
-        candidates = [self.bos_token, self.eos_token, *(_content(token) for token in named)]
-        self.control_tokens = sorted({token for token in candidates if token})
-        self.add_bos_token = config.get("add_bos_token") is True
-        self.chat_template = _chat_template(folder, config)
-        self.eos_ids = _eos_ids(_read_json(folder / "generation_config.json"))
-        if not self.eos_ids and not self.eos_token:
-            self.eos_ids = _eos_ids(_read_json(folder / "config.json"))
+        candidates = [bos_token, eos_token, *(_content(token) for token in named)]
+        eos_ids = _eos_ids(_read_json(folder / "generation_config.json"))
+        if not eos_ids and not eos_token:
+            eos_ids = _eos_ids(_read_json(folder / "config.json"))
+        return cls(
+            bos_token,
+            eos_token,
+            control_tokens=sorted({token for token in candidates if token}),
+            add_bos_token=config.get("add_bos_token") is True,
+            chat_template=_chat_template(folder, config),
+            eos_ids=eos_ids,
+        )
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +12,7 @@ import numpy as np
 from forgellm.data.chat.rows import Conversation, RowRefused, conversation_of
 from forgellm.data.chat.template import ChatTemplate
 from forgellm.data.chat.tokens import LossOn, Tokens, chat_tokens
+from forgellm.data.token_store import HASH_BYTES
 from forgellm.data.tokenizer import Tokenizer
 
 
@@ -48,9 +50,36 @@ class Entry(NamedTuple):
     rejected_at: int | None = None
 
 
+class EncodedRow(NamedTuple):
+    """An entry as it is written. `hash` is that of its key."""
+
+    ids: bytes
+    trained: bytes
+    hash: bytes
+    text_bytes: int
+    is_cut: bool
+    rejected_at: int | None
+
+
 class RowEncoder(Protocol):
     def encode(self, row: Any) -> Entry:
         """Raises RowRefused."""
+
+
+def encode_row(encoder: RowEncoder, row: Any) -> EncodedRow | str:
+    """The row as it is written, or why it is left out."""
+    try:
+        entry = encoder.encode(row)
+    except RowRefused as error:
+        return str(error)
+    return EncodedRow(
+        np.array(entry.tokens.ids, dtype="<u4").tobytes(),
+        bytes(entry.tokens.trained),
+        hashlib.blake2b(entry.key, digest_size=HASH_BYTES).digest(),
+        entry.text_bytes,
+        entry.is_cut,
+        entry.rejected_at,
+    )
 
 
 class ConversationEncoder:

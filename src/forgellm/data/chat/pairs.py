@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from forgellm.data.chat.encoding import ChatFormat, Entry, text_bytes
+from forgellm.data.chat.encoding import (
+    ChatFormat,
+    ConversationEncoder,
+    Entry,
+    RowEncoder,
+    text_bytes,
+)
 from forgellm.data.chat.rows import (
     Conversation,
     RowRefused,
@@ -167,6 +173,11 @@ class PairEncoder:
             for conversation in (pair.chosen, pair.rejected)
         )
         return chosen, rejected
+
+
+def row_encoder(tokenizer: Tokenizer, form: ChatFormat) -> RowEncoder:
+    """The encoder for the rows of a format. Raises TemplateRefused if the template is broken."""
+    return (PairEncoder if form.in_pairs else ConversationEncoder)(tokenizer, form)
 
 
 def _without(pair: Pair, first: int, end: int) -> Pair:

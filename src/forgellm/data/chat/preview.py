@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from forgellm.data.batches import Batch
-from forgellm.data.chat.encoding import ChatFormat, ConversationEncoder, Entry, RowEncoder
+from forgellm.data.chat.encoding import ChatFormat, Entry, RowEncoder
 from forgellm.data.chat.files import ROW_READERS
 from forgellm.data.chat.packing import packed_conversations
-from forgellm.data.chat.pairs import PairEncoder
+from forgellm.data.chat.pairs import row_encoder
 from forgellm.data.chat.rows import RowRefused
 from forgellm.data.documents import DatasetFile, ReadReport, dataset_files
 from forgellm.data.preview import Part, Preview, Previewed, parts_of
@@ -42,7 +42,7 @@ def preview_conversations(
     """
     listing = dataset_files(dataset)
     files = [file for file in listing.files if file.path.suffix.lower() in ROW_READERS]
-    sample = _Sample((PairEncoder if form.in_pairs else ConversationEncoder)(tokenizer, form))
+    sample = _Sample(row_encoder(tokenizer, form))
     sample.skipped += [f"{item.source}: {item.reason}" for item in listing.skipped]
     sample.read(files)
     store = sample.store(form.in_pairs)

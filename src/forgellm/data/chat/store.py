@@ -6,14 +6,12 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
-from forgellm.data.chat.encoding import ChatFormat, ConversationEncoder, Entry, RowEncoder
+from forgellm.data.chat.encoding import ChatFormat, EncodedRow
 from forgellm.data.chat.files import ROW_READERS
-from forgellm.data.chat.pairs import PairEncoder
-from forgellm.data.chat.rows import RowRefused
+from forgellm.data.chat.parallel import Encode, Row, encoding
 from forgellm.data.documents import (
     DatasetFile,
     ReadReport,
@@ -35,7 +33,7 @@ from forgellm.data.token_store import (
 from forgellm.data.tokenizer import Tokenizer
 
 _FORMAT_VERSION = 1
-_PROGRESS_EVERY = 64  # rows
+_BATCH_ROWS = 64
 _MARK_BYTES = 2_000_000
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "tokens.bin": ("<u4", ()),
@@ -68,12 +66,16 @@ def chat_store(
     kind = "pairs" if form.in_pairs else "chat"
     parts = (kind, _FORMAT_VERSION, fingerprint, tokenizer.fingerprint, decides)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-    encoder = (PairEncoder if form.in_pairs else ConversationEncoder)(tokenizer, form)
+
+    def write(output: GrowingFiles) -> ReadReport:
+        with encoding(tokenizer, form, sum(file.size_bytes for file in files)) as encode:
+            return _Writer(output, files, encode, on_progress).write()
+
     store = open_store(cache, key) or build_store(
         cache / key,
         fingerprint,
         _PAIR_COLUMNS if form.in_pairs else _COLUMNS,
-        lambda output: _Writer(output, files, encoder, on_progress).write(),
+        write,
         lambda: dataset_files(dataset).files == listing.files,
         on_wait,
     )
@@ -101,59 +103,75 @@ class _Place:
     file_text_bytes: int = 0
 
     def skip(self, reason: str, number: int) -> None:
-        if number > self.row:
-            first, count = self.reasons.get(reason, (number, 0))
-            self.reasons[reason] = (first, count + 1)
+        first, count = self.reasons.get(reason, (number, 0))
+        self.reasons[reason] = (first, count + 1)
 
 
 class _Writer:
-    """Goes through the rows once, one at a time, from where the output was last marked."""
+    """Goes through the rows once, from where the output was last marked."""
 
     def __init__(
         self,
         output: GrowingFiles,
         files: list[DatasetFile],
-        encoder: RowEncoder,
+        encode: Encode,
         on_progress: OnProgress,
     ) -> None:
-        self._output, self._files, self._encoder = output, files, encoder
+        self._output, self._files, self._encode = output, files, encode
         self._on_progress = on_progress
         self._place, self._report = _Place(), ReadReport()
         if (state := output.state) is not None:
             self._place = _Place(**state["place"])
             self._report = ReadReport.from_dict(state["report"])
         self._num_tokens = output.num_rows("tokens.bin")
+        self._unmarked_bytes = 0
         if not output.num_rows("offsets.npy"):
             output.append("offsets.npy", bytes(8))
 
     def write(self) -> ReadReport:
-        unmarked = 0
-        for found in self._conversations():
-            text_bytes = self._append(found)
-            unmarked += text_bytes
-            if unmarked >= _MARK_BYTES:
-                unmarked = 0
-                self._output.mark({"place": asdict(self._place), "report": self._report.to_dict()})
+        while self._place.file < len(self._files):
+            self._write_file(self._files[self._place.file])
         self._tell()
         return self._report
 
-    def _append(self, found: Entry) -> int:
-        ids = np.array(found.tokens.ids, dtype="<u4").tobytes()
-        self._output.append("tokens.bin", ids)
-        self._output.append(TRAINED_FILE, bytes(found.tokens.trained))
+    def _write_file(self, file: DatasetFile) -> None:
+        place = self._place
+        unreadable = None
+        for batch in self._encode(_batches(_rows(file, place.row))):
+            for number, found in batch:
+                if number is None:
+                    unreadable = str(found)
+                    continue
+                place.row = number
+                if isinstance(found, str):
+                    place.skip(found, number)
+                else:
+                    self._append(found)
+            if self._unmarked_bytes >= _MARK_BYTES:
+                self._unmarked_bytes = 0
+                self._output.mark({"place": asdict(place), "report": self._report.to_dict()})
+            self._tell()
+        for reason, (first, count) in place.reasons.items():
+            self._report.skipped.append(Skipped(file.name, f"{reason}, first at {first}", count))
+        if unreadable:
+            self._report.skipped.append(Skipped(file.name, unreadable))
+        self._report.files += self._report.documents > place.documents_before
+        self._place = _Place(place.file + 1, documents_before=self._report.documents)
+
+    def _append(self, found: EncodedRow) -> None:
+        self._output.append("tokens.bin", found.ids)
+        self._output.append(TRAINED_FILE, found.trained)
         if found.rejected_at is not None:
             start = self._num_tokens + found.rejected_at
             self._output.append(REJECTED_FILE, start.to_bytes(8, "little"))
-        self._num_tokens += len(found.tokens.ids)
+        self._num_tokens += len(found.trained)
         self._output.append("offsets.npy", self._num_tokens.to_bytes(8, "little"))
-        self._output.append(
-            "hashes.npy", hashlib.blake2b(found.key, digest_size=HASH_BYTES).digest()
-        )
+        self._output.append("hashes.npy", found.hash)
         self._report.documents += 1
         self._report.text_bytes += found.text_bytes
         self._report.cut += found.is_cut
         self._place.file_text_bytes += found.text_bytes
-        return found.text_bytes
+        self._unmarked_bytes += found.text_bytes
 
     def _tell(self) -> None:
         sizes = [file.size_bytes for file in self._files]
@@ -162,34 +180,28 @@ class _Writer:
             done += min(self._place.file_text_bytes, sizes[self._place.file])
         self._on_progress(Tokenised(done, sum(sizes), self._num_tokens))
 
-    def _conversations(self) -> Iterator[Entry]:
-        while self._place.file < len(self._files):
-            place, file = self._place, self._files[self._place.file]
-            unreadable = None
-            try:
-                yield from self._rows_of(file)
-            except (Unreadable, UnicodeDecodeError, OSError) as error:
-                unreadable = reason_of(error)
-            for reason, (first, count) in place.reasons.items():
-                self._report.skipped.append(
-                    Skipped(file.name, f"{reason}, first at {first}", count)
-                )
-            if unreadable:
-                self._report.skipped.append(Skipped(file.name, unreadable))
-            self._report.files += self._report.documents > place.documents_before
-            self._place = _Place(place.file + 1, documents_before=self._report.documents)
 
-    def _rows_of(self, file: DatasetFile) -> Iterator[Entry]:
-        place = self._place
-        for number, row in ROW_READERS[file.path.suffix.lower()](file.path, place.skip):
-            if number <= place.row:
-                continue
-            if number % _PROGRESS_EVERY == 0:
-                self._tell()
-            try:
-                found = self._encoder.encode(row)
-            except RowRefused as error:
-                place.skip(str(error), number)
-                continue
-            place.row = number
-            yield found
+def _rows(file: DatasetFile, done: int) -> Iterator[Row]:
+    """The rows of a file after number `done`, in order, with those that its reader leaves out."""
+    skipped: list[Row] = []
+
+    def skip(reason: str, number: int) -> None:
+        skipped.append(Row(number, None, reason))
+
+    def read() -> Iterator[Row]:
+        try:
+            for number, value in ROW_READERS[file.path.suffix.lower()](file.path, skip):
+                yield from skipped
+                skipped.clear()
+                yield Row(number, value)
+            yield from skipped
+        except (Unreadable, UnicodeDecodeError, OSError) as error:
+            yield from skipped
+            yield Row(None, None, reason_of(error))
+
+    return (row for row in read() if row.number is None or row.number > done)
+
+
+def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while batch := list(islice(rows, _BATCH_ROWS)):
+        yield batch

@@ -26,7 +26,7 @@ MAX_SECONDS = 60.0
 MAX_FRAME_BYTES = 700_000_000  # JSON may take six bytes for one of text
 _COMMAND = [sys.executable, "-P", "-m", "forgellm.data.reading.child"]
 # What Python needs to start; keys and tokens of the user stay here.
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
+CHILD_ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
 _idle: list[_Child] = []
 _guard = threading.Lock()
 
@@ -74,7 +74,7 @@ def _end_idle() -> None:
 
 class _Child:
     def __init__(self) -> None:
-        known = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        known = {name: os.environ[name] for name in CHILD_ENVIRONMENT if name in os.environ}
         self.process = subprocess.Popen(
             _COMMAND,
             stdin=subprocess.PIPE,
