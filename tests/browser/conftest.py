@@ -138,8 +138,9 @@ class Watched:
         self.page.goto(self.url + address)
 
     def _heard(self, message: Any) -> None:
-        # What the browser itself says of an answer with a status from 400 on is no fault of the page.
-        if message.type == "error" and "Failed to load resource" not in message.text:
+        # What the browser says of a refused request or a server that is gone is no fault of the page.
+        own = ("Failed to load resource", "WebSocket connection to")
+        if message.type == "error" and not message.text.startswith(own):
             self.errors.append(message.text)
 
     def _asked(self, request: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from playwright.sync_api import expect
 
 from browser.conftest import Servers, Watched
@@ -72,7 +74,7 @@ def test_a_conversation_is_found_exported_and_deleted(tab: Watched) -> None:
     item.wait_for()
     with tab.page.expect_download() as download:
         tab.page.click("text=Export")
-    assert "zanzibar" in open(download.value.path()).read()
+    assert "zanzibar" in Path(download.value.path()).read_text()
     item.hover()
     item.get_by_role("button").click()
     tab.page.click("text=Delete for good")
