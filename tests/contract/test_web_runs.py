@@ -255,6 +255,12 @@ def test_a_deleted_checkpoint_is_gone_and_the_best_of_the_others_takes_its_place
     route = f"/api/runs/{run.name}/checkpoints"
     with RunLock(run.folder).acquire():
         failed(web.delete(f"{route}/{best['iteration']}"), 409, "RUN_BUSY")
+    later = run.record().recipe.model_copy(
+        update={"base_run": f"{run.record().training_id}@{best['iteration']}"}
+    )
+    dependent = create_run(run.workspace, later, 64)
+    failed(web.delete(f"{route}/{best['iteration']}"), 409, "CONFLICT")
+    shutil.rmtree(dependent.folder)
     answer(web.delete(f"{route}/{best['iteration']}"))
     failed(web.delete(f"{route}/{best['iteration']}"), 404, "CHECKPOINT_NOT_FOUND")
     left = answer(web.get(f"/api/runs/{run.name}"))["checkpoints"]

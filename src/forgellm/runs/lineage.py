@@ -114,14 +114,15 @@ def waits_for(run: Run) -> str | None:
     return None if base.state().phase == "completed" else base.record().training_id
 
 
-def dependents(run: Run) -> list[str]:
-    """The names of the runs that start from one of this run's checkpoints."""
+def dependents(run: Run, iteration: int | None = None) -> list[str]:
+    """The names of the runs that start from this checkpoint of the run, or from any."""
     training_id = run.record().training_id
-    return sorted(
-        other.name
-        for other in list_runs(run.workspace)
-        if (other.record().recipe.base_run or "").partition("@")[0] == training_id
-    )
+
+    def starts_here(other: Run) -> bool:
+        name, _, at = (other.record().recipe.base_run or "").partition("@")
+        return name == training_id and (iteration is None or at == str(iteration))
+
+    return sorted(other.name for other in list_runs(run.workspace) if starts_here(other))
 
 
 def _is_unfinished(run: Run) -> bool:

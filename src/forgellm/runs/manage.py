@@ -10,6 +10,8 @@ from typing import Any
 from forgellm.atomic import storage_errors
 from forgellm.errors import Conflict, InvalidRequest, RunBusy
 from forgellm.paths import RUN_NAME
+from forgellm.runs.checkpoints import delete_checkpoint
+from forgellm.runs.lineage import dependents
 from forgellm.runs.lock import RunLock, file_lock
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe, parse_recipe
@@ -47,6 +49,19 @@ def rename_run(run: Run, name: str) -> Run:
         renamed = Run(target, run.workspace)
         renamed.write_record(renamed.record().model_copy(update={"name": name}))
     return renamed
+
+
+def remove_checkpoint(run: Run, iteration: int) -> None:
+    """For good. Raises RunBusy, CheckpointNotFound, and Conflict where later runs start from it."""
+    if later := dependents(run, iteration):
+        raise Conflict(
+            f"{len(later)} later runs start from this checkpoint" if len(later) > 1
+            else "A later run starts from this checkpoint",
+            suggestion="Delete those first, or keep this one.",
+            details={"run": run.name, "iteration": iteration, "later_runs": later[:20]},
+        )  # fmt: skip
+    with exclusive(run), storage_errors("the checkpoint"):
+        delete_checkpoint(run.folder, iteration)
 
 
 def clone_recipe(run: Run, overrides: dict[str, Any]) -> Recipe:

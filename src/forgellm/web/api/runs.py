@@ -8,10 +8,9 @@ from fastapi import APIRouter, Path, Query
 
 from forgellm.envelope import JsonRoute
 from forgellm.paths import Workspace
-from forgellm.runs.checkpoints import delete_checkpoint
 from forgellm.runs.evaluations import read_evaluations, read_samples
 from forgellm.runs.log_tail import tail_log
-from forgellm.runs.manage import clone_recipe, exclusive, rename_run
+from forgellm.runs.manage import clone_recipe, rename_run
 from forgellm.runs.metrics import offset_before, read_lines
 from forgellm.runs.store import Run, find_run, list_runs
 from forgellm.runs.trash import trash_run
@@ -109,13 +108,12 @@ def _add_changing(router: APIRouter, workspace: Workspace) -> None:
         return run_changed(rename_run(find_run(workspace, name), body.name), "Run renamed")
 
     @router.delete("/{name}/checkpoints/{iteration}")
-    def remove_checkpoint(
+    def checkpoint_for_good(
         name: RunName, iteration: Annotated[int, Path(ge=0, le=_MAX_NUMBER)]
     ) -> RunChangedReply:
         """Delete one checkpoint for good. The run must not be training."""
         run = find_run(workspace, name)
-        with exclusive(run):
-            delete_checkpoint(run.folder, iteration)
+        remove_checkpoint(run, iteration)
         return run_changed(run, f"Checkpoint {iteration} deleted")
 
     @router.delete("/{name}")
