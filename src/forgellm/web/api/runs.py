@@ -10,7 +10,7 @@ from forgellm.envelope import JsonRoute
 from forgellm.paths import Workspace
 from forgellm.runs.evaluations import read_evaluations, read_samples
 from forgellm.runs.log_tail import tail_log
-from forgellm.runs.manage import clone_recipe, rename_run
+from forgellm.runs.manage import clone_recipe, remove_checkpoint, rename_run
 from forgellm.runs.metrics import offset_before, read_lines
 from forgellm.runs.store import Run, find_run, list_runs
 from forgellm.runs.trash import trash_run
