@@ -41,13 +41,17 @@ async function read() {
 
 function columns() {
     return [
-        { id: 'name', label: 'Name', value: (row) => row.name, show: (row) => (row.run ? html`<a href=${address('runs', row.name)}>${row.name}</a>` : row.name) },
+        { id: 'name', label: 'Name', value: (row) => row.name, show: (row) => html`${row.run ? html`<a href=${address('runs', row.name)}>${row.name}</a>` : row.name}<br /><span class="quiet small-text">${madeFrom(row)}</span>` },
         { id: 'kind', label: 'Kind', value: (row) => row.kind, show: (row) => html`<${Badge} tone=${row.kind === 'published' ? 'good' : row.run ? 'info' : 'quiet'}>${KINDS[row.kind] ?? row.kind}<//>` },
-        { id: 'made', label: 'Made from', value: (row) => row.run?.model_name ?? '', show: (row) => (row.run ? html`${baseName(row.run.model_name)} <span class="quiet">on ${row.run.dataset}</span>` : row.type === 'instruct' ? html`<span class="quiet">answers chat turns</span>` : html`<span class="quiet">continues text</span>`) },
         { id: 'size', label: 'Size', align: 'end', value: (row) => row.size_gb, show: (row) => gigabytes(row.size_gb) },
         { id: 'created', label: 'Since', value: (row) => row.created_at, show: (row) => html`<span class="nowrap">${time(row.created_at)}</span>` },
         { id: 'actions', label: '', value: () => null, show: (row) => html`<${Actions} row=${row} />` },
     ];
+}
+
+function madeFrom(row) {
+    if (row.run) return `from ${baseName(row.run.model_name)}, on ${row.run.dataset}`;
+    return row.type === 'instruct' ? 'answers chat turns' : 'continues text';
 }
 
 function Actions({ row }) {
