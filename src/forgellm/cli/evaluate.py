@@ -49,11 +49,12 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
     )
     found = evaluate_model(request, find_workspace(args.workspace), allow_absolute=True)
-    print(found.model_dump_json(indent=2) if args.json else _as_text(found))
+    print(found.model_dump_json(indent=2) if args.json else as_text(found))
     return 0
 
 
-def _as_text(found: ModelEvaluation) -> str:
+def as_text(found: ModelEvaluation) -> str:
+    """The figures, a line a file."""
     from forgellm.cli.terminal_text import clean
 
     place = f"{found.engine} on {found.device}, {found.dtype}"

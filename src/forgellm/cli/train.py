@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from forgellm.errors import InvalidRequest, TrainingAlreadyRunning
 from forgellm.paths import Workspace, find_workspace
-from forgellm.schema.chain import parse_stages
+from forgellm.schema.chain import StageRecipe, parse_stages
 from forgellm.schema.recipe import Recipe, parse_recipe
 
 # Lists of texts that may hold a comma: the flag is given once for each.
@@ -92,7 +92,7 @@ def recipe_from(config: Path | None, given: dict[str, Any]) -> Recipe:
     return parse_recipe({**values, **_fields_of(given)}, from_text=True)
 
 
-def stages_from(config: Path | None, given: dict[str, Any]) -> tuple[str, list[Recipe]] | None:
+def stages_from(config: Path | None, given: dict[str, Any]) -> tuple[str, list[StageRecipe]] | None:
     """A chain's name and recipes, if the file holds `stages`; flags come first in each.
 
     Raises ConfigError, InvalidRequest.

@@ -1,4 +1,4 @@
-"""The measuring process: `python -m forgellm.evaluation REQUEST`, which is JSON."""
+"""The measuring process: `python -m forgellm.evaluation REQUEST [--allow-absolute]`; JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from forgellm.child import OnProgress, serve
-from forgellm.evaluation.any_model import evaluate_model
+from forgellm.evaluation.any_model import ALLOW_ABSOLUTE, evaluate_model
 from forgellm.paths import find_workspace
 from forgellm.schema.evaluation import EvaluateRequest
 
@@ -14,8 +14,13 @@ from forgellm.schema.evaluation import EvaluateRequest
 def main() -> int:
     request = EvaluateRequest.model_validate_json(sys.argv[1])
 
+    allow_absolute = ALLOW_ABSOLUTE in sys.argv[2:]
+
     def work(on_progress: OnProgress) -> dict[str, Any]:
-        return evaluate_model(request, find_workspace(), on_progress).model_dump(mode="json")
+        found = evaluate_model(
+            request, find_workspace(), on_progress, allow_absolute=allow_absolute
+        )
+        return found.model_dump(mode="json")
 
     return serve(work)
 

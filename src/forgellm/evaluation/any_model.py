@@ -21,6 +21,8 @@ from forgellm.runs.store import find_run
 from forgellm.schema.evaluation import EvaluateRequest, ModelEvaluation
 from forgellm.schema.generation import LoadRequest
 
+ALLOW_ABSOLUTE = "--allow-absolute"
+
 
 def find_measured(
     request: EvaluateRequest, workspace: Workspace, *, allow_absolute: bool = False
@@ -77,10 +79,12 @@ def evaluate_model(
 
 
 def evaluate_in_child(
-    request: EvaluateRequest, workspace: Workspace, **watched: Any
+    request: EvaluateRequest, workspace: Workspace, *, allow_absolute: bool = False, **watched: Any
 ) -> dict[str, Any]:
     """As `evaluate_model`, in a process of its own; `watched` as `run_child` takes it."""
     command = [sys.executable, "-P", "-m", "forgellm.evaluation", request.model_dump_json()]
+    if allow_absolute:
+        command.append(ALLOW_ABSOLUTE)
     environment = {"FORGELLM_WORKSPACE": str(workspace.root)}
     return run_child(command, environment, "Measuring", **watched)
 

@@ -68,10 +68,9 @@ def find_base_run(workspace: Workspace, base_run: str) -> tuple[Run, int | None]
     return find_run(workspace, base_run), None
 
 
-def start_checkpoint(recipe: Recipe, workspace: Workspace) -> tuple[Run, Checkpoint]:
-    """What the recipe's base run gives. Raises RunNotFound, CheckpointNotFound."""
-    assert recipe.base_run is not None
-    run, iteration = find_base_run(workspace, recipe.base_run)
+def start_checkpoint(base_run: str, workspace: Workspace) -> tuple[Run, Checkpoint]:
+    """What a base run gives. Raises RunNotFound, CheckpointNotFound."""
+    run, iteration = find_base_run(workspace, base_run)
     return run, _checkpoint(run, iteration)
 
 

@@ -78,12 +78,9 @@ class SampleLine(BaseModel):
 _EVALUATE = {"model": "models/cpt/my_model", "probe_files": ["dataset/questions.json"]}
 
 
-class EvaluateRequest(Request, json_schema_extra={"examples": [_EVALUATE]}):
-    model: str = Field(
-        min_length=1,
-        max_length=1000,
-        description="A model, a run (its best checkpoint) or a checkpoint.",
-    )
+class Measurement(Request):
+    """What to measure, and how the model computes meanwhile."""
+
     probe_files: list[PathName] = Field(default_factory=list, max_length=16)
     general_files: list[PathName] = Field(
         default_factory=lambda: ["shipped"],
@@ -92,6 +89,14 @@ class EvaluateRequest(Request, json_schema_extra={"examples": [_EVALUATE]}):
     )
     engine: Literal["auto", "torch", "mlx"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class EvaluateRequest(Measurement, json_schema_extra={"examples": [_EVALUATE]}):
+    model: str = Field(
+        min_length=1,
+        max_length=1000,
+        description="A model, a run (its best checkpoint) or a checkpoint.",
+    )
 
 
 class ModelEvaluation(BaseModel):

@@ -18,7 +18,7 @@ from forgellm.hardware import GB
 from forgellm.paths import Workspace
 from forgellm.runs.chains import Chain
 from forgellm.runs.lineage import inherited, with_base_run
-from forgellm.schema.chain import PREVIOUS
+from forgellm.schema.chain import PREVIOUS, EvalRecipe
 from forgellm.schema.recipe import Recipe
 from forgellm.training.estimate import (
     MemoryEstimate,
@@ -65,18 +65,20 @@ def plan_run(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool = Fal
 
 
 def plan_chain(chain: Chain, *, allow_absolute: bool = False) -> dict[int, Plan]:
-    """Plans of a chain's stages from its first incomplete one on, by their numbers.
+    """Plans of a chain's stages that are to be trained, by their numbers.
 
     A stage that starts from the one before is planned as if that were done. Raises what `plan_run`
     raises.
     """
     plans: dict[int, Plan] = {}
-    first = chain.first_incomplete()
-    before = chain.run_of(first - 1) if first else None
-    base = before.record().recipe if before else None
-    num_stages = len(chain.record.stages)
-    for number in range(num_stages if first is None else first, num_stages):
-        recipe = chain.record.stages[number].recipe
+    base: Recipe | None = None
+    for number, stage in enumerate(chain.record.stages):
+        recipe, run = stage.recipe, chain.run_of(number)
+        if isinstance(recipe, EvalRecipe):
+            continue
+        if run is not None and chain.is_complete(number):
+            base = run.record().recipe
+            continue
         if recipe.base_run == PREVIOUS and base is not None:
             recipe = inherited(recipe, base).model_copy(update={"base_run": None})
         plans[number] = plan_run(recipe, chain.workspace, allow_absolute=allow_absolute)

@@ -32,7 +32,7 @@ def find_start(recipe: Recipe, workspace: Workspace) -> Start:
     recipe = with_base_run(recipe, workspace, may_wait=False)
     if recipe.base_run is None:
         return Start(recipe)
-    run, checkpoint = start_checkpoint(recipe, workspace)
+    run, checkpoint = start_checkpoint(recipe.base_run, workspace)
     verify(checkpoint)
     lineage = lineage_from(run, checkpoint, recipe.base_run_mode)
     if recipe.base_run_mode == "merged":

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 
 from forgellm.envelope import JsonRoute
-from forgellm.errors import InvalidRequest
+from forgellm.errors import ConfigError, InvalidRequest
 from forgellm.paths import Workspace, utc_now
 from forgellm.runs.chains import Chain, find_chain, held, list_chains, open_chain
 from forgellm.schema.chain import (
@@ -15,11 +15,12 @@ from forgellm.schema.chain import (
     ChainReply,
     ChainRequest,
     ChainsReply,
+    EvalRecipe,
     StageItem,
     parse_stages,
 )
 from forgellm.schema.recipe import Recipe
-from forgellm.schema.run import ACTIVE_PHASES
+from forgellm.schema.run import ACTIVE_PHASES, Phase
 from forgellm.supervisor import queue_again, start_training
 from forgellm.training.plan import plan_chain
 
@@ -80,6 +81,7 @@ def make_router(workspace: Workspace) -> APIRouter:
 
 def _queue_stages(chain: Chain) -> None:
     """Whatever is not complete shall be queued or training. Raises ForgeError."""
+    _refuse_evaluations(chain)
     workspace = chain.workspace
     for number, plan in plan_chain(chain).items():
         run = chain.run_of(number)
@@ -89,6 +91,23 @@ def _queue_stages(chain: Chain) -> None:
             chain.set_run(number, start_training(workspace, recipe, max_seq_length=length))
         elif run.state().phase not in {*ACTIVE_PHASES, "queued", "completed"}:
             queue_again(workspace, run)
+
+
+def _refuse_evaluations(chain: Chain) -> None:
+    """The queue holds runs, and a measurement is none. Raises ConfigError."""
+    problems = [
+        {
+            "field": f"stages.{number}.training_type",
+            "message": "eval stages are measured only by forgellm train in a terminal",
+        }
+        for number, stage in enumerate(chain.record.stages, 1)
+        if isinstance(stage.recipe, EvalRecipe)
+    ]
+    if problems:
+        raise ConfigError(
+            problems,
+            suggestion="Leave them out, and measure a run that is complete with POST /api/evaluate.",
+        )
 
 
 def _item(chain: Chain) -> ChainItem:
@@ -113,6 +132,8 @@ def _status(first: StageItem | None) -> Any:
 
 def _stage(chain: Chain, number: int) -> StageItem:
     recipe, run = chain.record.stages[number].recipe, chain.run_of(number)
+    if isinstance(recipe, EvalRecipe):
+        return _eval_stage(chain, number)
     state = run.state() if run else None
     return StageItem(
         number=number + 1,
@@ -124,4 +145,25 @@ def _stage(chain: Chain, number: int) -> StageItem:
         current_iteration=state.iteration if state else 0,
         max_iterations=recipe.max_iterations,
         error=state.error if state else None,
+        weights=None,
+        evaluation=None,
+    )
+
+
+def _eval_stage(chain: Chain, number: int) -> StageItem:
+    found = chain.record.stages[number].evaluation
+    phase: Phase | None = "failed" if found and found.error else None
+    is_complete = chain.is_complete(number)
+    return StageItem(
+        number=number + 1,
+        training_type="eval",
+        dataset=None,
+        name=None,
+        training_id=None,
+        phase="completed" if is_complete else phase,
+        current_iteration=0,
+        max_iterations=0,
+        error=found.error if found else None,
+        weights=found.weights if found else None,
+        evaluation=found.result if found and is_complete else None,
     )
