@@ -9,7 +9,7 @@ from typing import NamedTuple
 class Tokenised(NamedTuple):
     """So many bytes of the dataset's files are done, and made so many tokens.
 
-    All of it is 0 while files are compared with the cache.
+    `done_bytes` and `num_tokens` are 0 while files are compared with the cache.
     """
 
     done_bytes: int
@@ -18,4 +18,4 @@ class Tokenised(NamedTuple):
 
 
 OnProgress = Callable[[Tokenised], None]
-"""Called every second or so of work; what it raises ends the preparation, which can be continued."""
+"""Called after each batch; what it raises ends the preparation, which can be continued."""
