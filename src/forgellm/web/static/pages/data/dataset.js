@@ -54,8 +54,22 @@ function Files({ name, found, reload }) {
     ]} /></div>${found.truncated && html`<p class="quiet">The folder has more files than are shown.</p>`}`;
 }
 
+/** What a dataset holds is found out by reading its beginning; another reading can be chosen. */
+async function kindOf(name) {
+    for (const training_type of ['dpo', 'ift']) {
+        const found = await api.previewDataset(name, { blocks: 0, training_type });
+        if (found.document_count > 0) return training_type;
+    }
+    return 'cpt';
+}
+
 function AsSeen({ name }) {
-    const [kind, setKind] = useState('cpt');
+    const found = useResource(() => kindOf(name), [name]);
+    return html`<${Shown} resource=${found} what="Finding out what it holds">${(kind) => html`<${ReadAs} name=${name} first=${kind} />`}<//>`;
+}
+
+function ReadAs({ name, first }) {
+    const [kind, setKind] = useState(first);
     return html`<div class="stack"><${Choice} label="Read it as" value=${kind} options=${[{ value: 'cpt', label: 'Documents' }, { value: 'ift', label: 'Conversations' }, { value: 'dpo', label: 'Preferences' }]} onChange=${setKind} />
         <${Preview} key=${kind} name=${name} recipe=${{ training_type: kind }} /></div>`;
 }
