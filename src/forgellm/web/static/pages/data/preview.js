@@ -58,7 +58,7 @@ function Block({ block, number, seqLen }) {
         const at = event.target.dataset?.at;
         if (at !== undefined) setChosen(Number(at) === chosen ? null : Number(at));
     };
-    return html`<section><h3>Row ${number} <span class="quiet small-text">${count(seqLen)} tokens of ${plural(numDocuments, 'document')}, ${count(numLearned)} learned</span></h3>
+    return html`<section><h2 class="row-title">Row ${number} <span class="quiet small-text">${count(seqLen)} tokens of ${plural(numDocuments, 'document')}, ${count(numLearned)} learned</span></h2>
         <div class=${chosen === null ? 'tokens' : 'tokens attending'} tabindex="0" role="group" aria-label=${`Tokens of row ${number}`} onClick=${press}>
             ${block.tokens.map((text, at) => block.segment_ids[at] < 0 ? null : html`<span key=${at} data-at=${at} title=${`token ${block.token_ids[at]}, position ${at}`}
                 class=${[isLearned(at) ? 'learned' : '', block.segment_ids[at] % 2 ? 'odd' : '', isSeen(at) ? 'seen' : '', at === chosen ? 'chosen' : ''].join(' ')}>${text}</span>`)}
