@@ -4,6 +4,9 @@ import { baseName } from '../../core/format.js';
 import { runsChanged } from '../../core/live.js';
 import { useResource } from '../../core/resource.js';
 
+/** Of so many runs every checkpoint can be chosen, not only the best. */
+const NEWEST = 10;
+
 /** @typedef {{key: string, label: string, group: string, pane: {model_name: string, adapter_path: string | null}}} Choice */
 
 export function useChoices() {
@@ -18,12 +21,18 @@ async function readChoices() {
     const choices = models.models
         .filter((item) => ['base', 'cached', 'published'].includes(item.kind))
         .map((item) => choice(item.kind === 'published' ? 'Published' : 'Models', baseName(item.name), item.path ?? item.name, null));
-    for (const run of runs.runs.filter((item) => item.num_checkpoints > 0)) {
-        const name = `${run.name}`;
-        choices.push(choice('Runs', `${name}, best`, run.model_name, run.output_dir));
-        if (run.is_training) choices.push(choice('Runs', `${name}, latest`, run.model_name, `${run.output_dir}@latest`));
+    const trained = runs.runs.filter((item) => item.num_checkpoints > 0);
+    for (const run of trained) {
+        choices.push(choice('Runs', `${run.name}, best`, run.model_name, run.output_dir));
+        if (run.is_training) choices.push(choice('Runs', `${run.name}, latest`, run.model_name, `${run.output_dir}@latest`));
     }
-    return choices;
+    return [...choices, ...(await Promise.all(trained.slice(0, NEWEST).map(checkpointsOf))).flat()];
+}
+
+/** Each checkpoint of a run, for one against the other. */
+async function checkpointsOf(run) {
+    const { checkpoints } = await api.checkpoints(run.output_dir);
+    return checkpoints.map(({ iteration }) => choice(run.name, `iteration ${iteration}`, run.model_name, `${run.output_dir}@${iteration}`));
 }
 
 function choice(group, label, model_name, adapter_path) {
