@@ -37,7 +37,7 @@ _BOUNDS = {
 }
 # Folders whose `__init__.py` says nothing.
 _FOLDERS = {
-    "assets": "The demo's handbook, probe questions and recipe; general text to replay and to measure",
+    "assets": "The demo's handbook, conversations about it, probe questions and recipes; general text to replay and to measure",
     "cli": "The commands, one module each, dependencies imported inside",
     "generation": "From a conversation to an answer, whatever engine computes it",
     "model_server": "The process that holds a model and answers, port 5001",

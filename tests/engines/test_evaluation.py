@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from forgellm.data.tokenizer import Tokenizer
-from forgellm.demo.measure import GENERAL_HELD_OUT, HANDBOOK, PROBES
+from forgellm.demo.lessons import HANDBOOK
+from forgellm.demo.measure import GENERAL_HELD_OUT, PROBES
 from forgellm.engines.base import GenerateEngine
 from forgellm.engines.registry import load_generate_engine
 from forgellm.errors import DataError

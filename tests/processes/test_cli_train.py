@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 import yaml
 
 from forgellm.cli.main import main
-from forgellm.demo import steps
+from forgellm.demo import lessons
+from forgellm.demo.lessons import Lesson
+from forgellm.demo.steps import Demo
 from forgellm.paths import Workspace
 from forgellm.runs import checkpoints
 from forgellm.runs.store import latest_run
@@ -146,32 +149,46 @@ def test_failures_are_one_line_and_an_exit_code(
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("name", ["CPT", "IFT"])
 def test_the_demo_measures_before_and_after_and_is_quick_the_second_time(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The whole demo, with a tiny model in the place of SmolLM2."""
+    shipped: Lesson = getattr(lessons, name)
     small = workspace.root / "recipe.yaml"
-    recipe = yaml.safe_load(steps._RECIPE.read_text())
-    recipe |= {"max_iterations": 4, "eval_every": 2, "save_every": 2, "dtype": "float32"}
-    small.write_text(yaml.safe_dump(recipe | {"max_seq_length": 128, "lora_rank": 4}))
-    monkeypatch.setattr(steps, "_RECIPE", small)
+    recipe = yaml.safe_load(shipped.recipe_file.read_text())
+    recipe |= {"max_iterations": 4, "warmup_steps": 1, "eval_every": 2, "save_every": 2}
+    recipe |= {"dtype": "float32", "max_seq_length": 128, "lora_rank": 4}
+    small.write_text(yaml.safe_dump(recipe))
+    num_questions = min(shipped.num_questions, 2)
+    lesson = replace(shipped, recipe_file=small, num_questions=num_questions)
+    monkeypatch.setattr(lessons, name, lesson)
     (workspace.base_models / "tiny").rename(workspace.base_models / "SmolLM2-135M-Instruct")
-    command = ["demo", "--workspace", str(workspace.root)]
+    flag = [] if name == "CPT" else ["--ift"]
+    command = ["demo", *flag, "--workspace", str(workspace.root)]
 
     assert main(command) == 0
     shown = capsys.readouterr().out
-    for words in ("held-out handbook", "general text", "right", "tok/s", "peak memory", "Chat"):
-        assert words in shown
+    words = ["held-out", lesson.held_out, "general text", "right", "tok/s", "peak memory", "Chat"]
+    for word in [*words, *(["answered right", "before: ", "after: "] if num_questions else [])]:
+        assert word in shown
     run = latest_run(workspace)
     assert run is not None
+    assert run.record().recipe.training_type == name.lower()
     assert (run.folder / "training_dashboard.png").read_bytes().startswith(b"\x89PNG")
-    saved = steps.Demo.open(workspace, fresh=False)
+    saved = Demo.open(workspace, lesson, fresh=False)
     assert saved.before is not None and saved.after is not None
-    assert saved.after.handbook_loss < saved.before.handbook_loss
+    assert saved.after.held_out_loss < saved.before.held_out_loss
+    assert len(saved.after.answers) == num_questions
     best = checkpoints.best_checkpoint(run.folder)
     assert best is not None and best.validation_loss == pytest.approx(
-        saved.after.handbook_loss, rel=1e-4
+        saved.after.held_out_loss, rel=1e-4
     )
+    other = lessons.IFT if name == "CPT" else lessons.CPT
+    assert Demo.open(workspace, other, fresh=False).before is None
 
     assert main(command) == 0
     assert capsys.readouterr().out == shown

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from forgellm.atomic import read_json, write_json
 from forgellm.catalog import ModelFolder
 from forgellm.data.prepare import prepare_data
-from forgellm.data.prepared import PreparedData
 from forgellm.data.tokenizer import Tokenizer
-from forgellm.demo.measure import ASSETS, HANDBOOK, Measurement, measure
+from forgellm.demo.lessons import Lesson
+from forgellm.demo.measure import Measurement, measure
 from forgellm.engines.registry import load_generate_engine
 from forgellm.errors import RunNotFound
 from forgellm.paths import Workspace
 from forgellm.runs import checkpoints
 from forgellm.runs.store import Run, find_run
-from forgellm.schema.recipe import Recipe, parse_recipe
-
-_RECIPE = ASSETS / "demo_recipe.yaml"
 
 
 @dataclass
 class Demo:
-    """What the demo has done so far, kept in the workspace between calls."""
+    """What the demo has done so far for a lesson, kept in the workspace between calls."""
 
     workspace: Workspace
+    lesson: Lesson
     run_name: str | None = None
     before: Measurement | None = None
     after: Measurement | None = None
@@ -39,17 +33,19 @@ class Demo:
 
     @property
     def _file(self) -> Path:
-        return self.workspace.root / ".forgellm" / "demo.json"
+        return self.workspace.root / ".forgellm" / f"demo_{self.lesson.name}.json"
 
     @classmethod
-    def open(cls, workspace: Workspace, *, fresh: bool) -> Demo:
+    def open(cls, workspace: Workspace, lesson: Lesson, *, fresh: bool) -> Demo:
         """Continue where an earlier call ended; with `fresh`, or another recipe, start over."""
-        demo = cls(workspace)
+        demo = cls(workspace, lesson)
         saved = {} if fresh else (read_json(demo._file) or {})
-        if saved.get("recipe") != recipe().model_dump(mode="json"):
+        if saved.get("recipe") != lesson.recipe().model_dump(mode="json"):
             return demo
         demo.run_name = saved["run_name"]
-        demo.before, demo.after = _measurement(saved["before"]), _measurement(saved["after"])
+        before, after = saved["before"], saved["after"]
+        demo.before = Measurement.from_dict(before) if before else None
+        demo.after = Measurement.from_dict(after) if after else None
         demo.measured_iteration = saved["measured_iteration"]
         return demo
 
@@ -58,7 +54,7 @@ class Demo:
         write_json(
             self._file,
             {
-                "recipe": recipe().model_dump(mode="json"),
+                "recipe": self.lesson.recipe().model_dump(mode="json"),
                 "run_name": self.run_name,
                 "before": self.before and asdict(self.before),
                 "after": self.after and asdict(self.after),
@@ -78,7 +74,7 @@ class Demo:
     def measure_before(self, model: ModelFolder, progress: Callable[[str], None]) -> None:
         if self.before is None:
             progress("measuring the untouched model")
-            self.before = _measure(model, None, self.workspace)
+            self.before = self._measure(model, None)
             self.save()
 
     def measure_after(self, model: ModelFolder, run: Run, progress: Callable[[str], None]) -> None:
@@ -86,38 +82,18 @@ class Demo:
         assert best is not None
         if self.after is None or self.measured_iteration != best.iteration:
             progress(f"measuring the best checkpoint (iteration {best.iteration})")
-            self.after = _measure(model, best.weights, self.workspace)
+            self.after = self._measure(model, best.weights)
             self.measured_iteration = best.iteration
             self.save()
 
-
-def recipe() -> Recipe:
-    return parse_recipe(yaml.safe_load(_RECIPE.read_text()), from_text=True)
-
-
-def copy_handbook(workspace: Workspace) -> None:
-    """Put the shipped handbook where the recipe looks for it, as a user would their own."""
-    target = workspace.datasets / recipe().dataset
-    target.mkdir(parents=True, exist_ok=True)
-    for file in HANDBOOK.glob("*.md"):
-        if not (target / file.name).exists():
-            shutil.copyfile(file, target / file.name)
-
-
-def _measure(model: ModelFolder, adapter: Path | None, workspace: Workspace) -> Measurement:
-    tokenizer = Tokenizer.load(model.path)
-    engine = load_generate_engine(model.path, adapter, dtype=recipe().dtype)
-    found = measure(engine, tokenizer, _held_out(tokenizer, workspace).validation_batches())
-    del engine
-    gc.collect()
-    return found
-
-
-def _held_out(tokenizer: Tokenizer, workspace: Workspace) -> PreparedData:
-    settings = recipe().resolved()
-    assert settings.max_seq_length is not None
-    return prepare_data(settings, workspace, tokenizer, settings.max_seq_length)
-
-
-def _measurement(saved: dict[str, Any] | None) -> Measurement | None:
-    return Measurement(**saved) if saved else None
+    def _measure(self, model: ModelFolder, adapter: Path | None) -> Measurement:
+        settings = self.lesson.recipe().resolved()
+        assert settings.max_seq_length is not None
+        tokenizer = Tokenizer.load(model.path)
+        data = prepare_data(settings, self.workspace, tokenizer, settings.max_seq_length)
+        engine = load_generate_engine(model.path, adapter, dtype=settings.dtype)
+        batches = data.validation_batches()
+        found = measure(engine, tokenizer, batches, self.lesson.num_questions)
+        del engine
+        gc.collect()
+        return found

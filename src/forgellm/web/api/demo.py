@@ -25,10 +25,10 @@ def make_router(workspace: Workspace, jobs: JobRunner) -> APIRouter:
 
 
 def _prepare(job: Job, workspace: Workspace) -> dict[str, Any]:
+    from forgellm.demo.lessons import CPT
     from forgellm.demo.model import demo_model
-    from forgellm.demo.steps import copy_handbook, recipe
 
     job.report(0.05, "copying the handbook")
-    copy_handbook(workspace)
+    CPT.copy_material(workspace)
     demo_model(workspace, lambda text: job.report(0.1, text))
-    return {"recipe": recipe().model_dump(mode="json", exclude_unset=True)}
+    return {"recipe": CPT.recipe().model_dump(mode="json", exclude_unset=True)}
