@@ -143,6 +143,8 @@ def test_json_has_the_fields_of_the_model_server(generate: Generate, reference: 
         "response": done.response,
         "tokens_generated": 12,
         "finish_reason": "length",
+        "prompt_tokens": done.prompt_tokens,
+        "context_length": done.context_length,
     }
 
 

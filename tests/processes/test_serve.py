@@ -181,7 +181,9 @@ def test_model_server_does_not_outlive_a_killed_parent(start: Start) -> None:
 @needs_spec
 def test_every_server_line_of_the_spec_runs(start: Start, workspace: Workspace) -> None:
     """With free ports and our model; what each starts answers."""
-    run, lock = supervisor.claim_new_run(workspace, tiny_recipe(dataset="mill"), max_seq_length=64)
+    run, lock = supervisor.claim_new_run(
+        workspace, tiny_recipe(dataset="mill", allow_overlap=True), max_seq_length=64
+    )
     with lock:
         Session().train(run)
     lines = [line for line in lines_of_the_spec() if line[0] in ("start", "server", "web")]
@@ -206,6 +208,7 @@ def test_training_outlives_the_servers_and_its_best_checkpoint_answers(
     """The first hour of a user: train, lose the server, come back, stop, chat."""
     ports = ("--web-port", "0", "--server-port", str(free_port()))
     recipe = {
+        "allow_overlap": True,  # the pages are alike
         "model_name": "tiny", "dataset": "mill", "max_iterations": 1_000_000, "batch_size": 1,
         "max_seq_length": 64, "save_every": 5, "data_mixture_ratio": 1.0, "val_batches": 1,
     }  # fmt: skip

@@ -70,7 +70,7 @@ def test_all_problems_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_recipe({"batch_size": -1, "lora_rank": "many"})
     fields = {p["field"] for p in caught.value.details["problems"]}
-    assert fields == {"model_name", "dataset", "batch_size", "lora_rank"}
+    assert fields == {"dataset", "batch_size", "lora_rank"}
 
 
 def test_a_webhook_address_that_cannot_be_parsed_is_a_wrong_field() -> None:

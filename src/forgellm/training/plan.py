@@ -51,7 +51,6 @@ def plan_run(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool = Fal
     """
     suite_of(recipe, workspace)
     engine_name(recipe.engine)
-    require_trackers(recipe.report_to)
     recipe = with_base_run(recipe, workspace, may_wait=recipe.queue)
     # The name that comes from an earlier run may be any folder, as that run's recipe may.
     may_be_anywhere = allow_absolute or recipe.base_run is not None
@@ -88,6 +87,7 @@ def plan_chain(chain: Chain, *, allow_absolute: bool = False) -> dict[int, Plan]
 
 def plan_compute(recipe: Recipe, model: ModelFolder, workspace: Workspace) -> Plan:
     """The part of a plan that needs no data. Raises ConfigError, DoesNotFit, DiskTooSmall."""
+    require_trackers(recipe.report_to)
     recipe = recipe.resolved()
     seq_len = resolve_seq_length(recipe, model.facts.context_length)
     _require_disk(workspace.models, model.facts, recipe)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
 from fastapi import APIRouter
 
 from forgellm.envelope import JsonRoute
@@ -27,6 +26,8 @@ def make_router() -> APIRouter:
 
 
 def _values(text: str) -> dict[str, Any]:
+    import yaml  # not at the top: the server is up sooner without it
+
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
