@@ -47,6 +47,23 @@ from forgellm.web.events import LiveEvents
 from forgellm.web.jobs import JobRunner
 from forgellm.web.run_status import RunStatus
 
+# Areas of the API, by what they need.
+_OF_RUNS = (training, dashboard)
+_OF_THE_WORKSPACE = (
+    models,
+    checkpoints,
+    datasets,
+    filesystem,
+    runs,
+    trash,
+    queue,
+    chains,
+    estimate,
+    uploads,
+    conversations,
+)
+_WITH_JOBS = (publishing, preparation, evaluate, hub, demo)
+
 
 def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: str) -> ASGIApp:
     """While it runs it also looks after the workspace's trainers; these outlive it."""
@@ -77,35 +94,19 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
     )
     envelope.install(app)
     app.include_router(health.make_router(workspace, model_server))
-    app.include_router(training.make_router(workspace, run_status))
-    for area in (
-        models,
-        checkpoints,
-        datasets,
-        filesystem,
-        runs,
-        trash,
-        queue,
-        chains,
-        estimate,
-        uploads,
-        conversations,
-    ):
+    for area in _OF_RUNS:
+        app.include_router(area.make_router(workspace, run_status))
+    for area in _OF_THE_WORKSPACE:
         app.include_router(area.make_router(workspace))
-    app.include_router(dashboard.make_router(workspace, run_status))
-    app.include_router(publishing.make_router(workspace, job_runner))
+    for area in _WITH_JOBS:
+        app.include_router(area.make_router(workspace, job_runner))
     app.include_router(questions.make_router(workspace, job_runner, model_server_url))
-    app.include_router(preparation.make_router(workspace, job_runner))
-    app.include_router(evaluate.make_router(workspace, job_runner))
     app.include_router(jobs.make_router(job_runner))
-    app.include_router(hub.make_router(workspace, job_runner))
-    app.include_router(demo.make_router(workspace, job_runner))
     app.include_router(model_proxy.make_router(model_server))
-
-    app.mount("/socket.io", events.app)
-    app.mount("/static", GZipMiddleware(_UncachedFiles(directory=pages.STATIC)))
     app.include_router(recipes.make_router())
     app.include_router(pages.make_router())
+    app.mount("/socket.io", events.app)
+    app.mount("/static", GZipMiddleware(_UncachedFiles(directory=pages.STATIC)))
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:

@@ -52,9 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         softcap: float | None,
         logit_scale: float,
     ) -> Tensor:
-        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        gradients = _Gradients(ctx, hidden, weight)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         projection = weight.to(hidden.dtype)
         step = chunk_rows(weight.shape[0])
@@ -62,15 +60,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows, labels = hidden[start : start + step], targets[start : start + step, None]
             chunk = _chunk(rows, projection, labels, softcap, logit_scale)
             loss += chunk.losses.sum() * _LN_2
-            if d_hidden is None and d_weight is None:
-                continue
-            d_logits = _d_logits(chunk, labels, logit_scale).to(rows.dtype)
-            if d_hidden is not None:
-                torch.mm(d_logits, projection, out=d_hidden[start : start + step])
-            if d_weight is not None:
-                d_weight += d_logits.mT @ rows
-        ctx.d_hidden = d_hidden
-        ctx.d_weight = None if d_weight is None else d_weight.to(weight.dtype)
+            if gradients.are_wanted:
+                gradients.add(_d_logits(chunk, labels, logit_scale), rows, projection, start)
+        ctx.d_hidden, ctx.d_weight = gradients.of(weight.dtype)
         return loss
 
     @staticmethod
@@ -121,24 +113,40 @@ class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets = ctx.saved_tensors
-        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        gradients = _Gradients(ctx, hidden, weight)
         projection = weight.to(hidden.dtype)
         step = chunk_rows(weight.shape[0])
         for start in range(0, hidden.shape[0], step):
             rows, labels = hidden[start : start + step], targets[start : start + step, None]
             chunk = _chunk(rows, projection, labels, ctx.softcap, ctx.logit_scale)
             d_logits = _d_logits(chunk, labels, ctx.logit_scale)
-            d_logits = d_logits.mul_(-grad[start : start + step, None]).to(rows.dtype)
-            if d_hidden is not None:
-                torch.mm(d_logits, projection, out=d_hidden[start : start + step])
-            if d_weight is not None:
-                d_weight += d_logits.mT @ rows
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
+            d_logits.mul_(-grad[start : start + step, None])
+            gradients.add(d_logits, rows, projection, start)
+        return *gradients.of(weight.dtype), None, None, None
 
 
 _apply_log_probs: Callable[..., Tensor] = _TargetLogProbs.apply
+
+
+class _Gradients:
+    """Those of hidden [N, D] and weight [V, D] that autograd asks for, filled chunk by chunk."""
+
+    def __init__(self, ctx: Any, hidden: Tensor, weight: Tensor) -> None:
+        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        self._hidden = torch.empty_like(hidden) if needs_hidden else None
+        self._weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        self.are_wanted = needs_hidden or needs_weight
+
+    def add(self, d_logits: Tensor, rows: Tensor, projection: Tensor, start: int) -> None:
+        """d_logits [n, V] of the rows [n, D] that begin at `start`."""
+        d_logits = d_logits.to(rows.dtype)
+        if self._hidden is not None:
+            torch.mm(d_logits, projection, out=self._hidden[start : start + len(rows)])
+        if self._weight is not None:
+            self._weight += d_logits.mT @ rows
+
+    def of(self, weight_dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        return self._hidden, None if self._weight is None else self._weight.to(weight_dtype)
 
 
 class _Chunk(NamedTuple):

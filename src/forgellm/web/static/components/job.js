@@ -24,7 +24,7 @@ export const isUnfinished = (job) => job?.status === 'queued' || job?.status ===
 /** While it works: how far it is, and the way to end it. When it failed: why. */
 export function JobProgress({ job, onClear }) {
     if (!job || job.status === 'completed') return null;
-    if (job.status === 'failed') return html`<${Problem} error=${{ ...job.error, message: job.error.error }} onRetry=${onClear} />`;
+    if (job.status === 'failed') return html`<${Problem} error=${job.error} onRetry=${onClear} />`;
     if (job.status === 'cancelled') return html`<p class="quiet">Cancelled.</p>`;
     return html`<div class="row"><div class="grow stack-tight"><${ProgressBar} value=${job.status === 'queued' ? null : job.progress} label=${job.kind} />
             <span class="quiet small-text" role="status">${job.status === 'queued' ? 'waiting for other work' : job.message || 'working'}</span></div>

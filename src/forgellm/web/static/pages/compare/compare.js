@@ -5,22 +5,20 @@ import { figure, gigabytes, minutes, short } from '../../core/format.js';
 import { runsChanged } from '../../core/live.js';
 import { useResource } from '../../core/resource.js';
 import { address, setQuery } from '../../core/router.js';
-import { kept } from '../../core/settings.js';
 import { Chart } from '../../components/chart.js';
 import { saveFile } from '../../components/controls.js';
 import { Empty, Shown } from '../../components/feedback.js';
-import { CheckField, Choice } from '../../components/field.js';
+import { Choice } from '../../components/field.js';
 import { Icon } from '../../components/icon.js';
 import { Table } from '../../components/table.js';
 import { columnsOf, smoothed } from '../runs/curve.js';
+import { isLog, LossTools, smoothing } from '../runs/loss_tools.js';
 import { joinedCurves } from './join.js';
 import { RunPicker } from './picker.js';
 import { savePicture } from './picture.js';
 
 export const title = 'Compare';
 const MOST = 8;
-const smoothing = kept('smoothing', 0.6);
-const isLog = kept('logLoss', false);
 const AXES = [{ value: 'x', label: 'Iterations' }, { value: 'trained_tokens', label: 'Tokens' }, { value: 'seconds', label: 'Time' }];
 
 export function View({ query }) {
@@ -54,14 +52,10 @@ function Overlaid({ runs }) {
     }), [runs, axis, weight]);
     const label = AXES.find((item) => item.value === axis)?.label.toLowerCase();
     const xFormat = axis === 'seconds' ? (value) => minutes(value / 60) : short;
-    return html`<div class="row chart-tools">
-            <${Choice} label="Over" value=${axis} options=${AXES} onChange=${setAxis} />
-            <label class="row">Smoothing <input type="range" min="0" max="0.98" step="0.02" value=${weight} onInput=${(event) => (smoothing.value = Number(event.target.value))} /></label>
-            <${CheckField} label="Logarithmic loss" value=${isLog.value} onChange=${(value) => (isLog.value = value)} />
-            <span class="grow"></span>
+    return html`<${LossTools} first=${html`<${Choice} label="Over" value=${axis} options=${AXES} onChange=${setAxis} />`}>
             <button class="small" onClick=${() => saveFile('compare.csv', csvOf(runs), 'text/csv')}>Save as CSV</button>
             <button class="small" onClick=${() => savePicture('compare.png', runs.map((run) => run.name))}>Save as PNG</button>
-        </div>
+        <//>
         <div class="grid halves compared">
             ${Object.entries(charts).map(([name, { x, series }]) => html`<section class="card" key=${name}>
                 <${Chart} title=${`${name === 'training' ? 'Training' : 'Validation'} loss`} x=${x} xLabel=${label} xFormat=${xFormat} isLog=${isLog.value} group="compare" height=${320}

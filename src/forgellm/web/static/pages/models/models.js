@@ -85,7 +85,7 @@ function Loaded() {
     if (!status?.models?.length) return null;
     return html`<section class="card"><h2>In memory</h2><ul class="plain-list">${status.models.map((item) => html`<li key=${keyOf(item)}>
         <span class="grow"><span class="block cut">${labelOf(item)}</span>
-            ${item.error ? html`<${Problem} error=${{ ...item.error, message: item.error.error }} />` : html`<span class="quiet small-text">${[item.adapter_path && baseName(item.model_name), item.iteration && `iteration ${item.iteration}`, item.context_length && `${item.context_length} tokens of context`].filter(Boolean).join(', ')}</span>`}</span>
+            ${item.error ? html`<${Problem} error=${item.error} />` : html`<span class="quiet small-text">${[item.adapter_path && baseName(item.model_name), item.iteration && `iteration ${item.iteration}`, item.context_length && `${item.context_length} tokens of context`].filter(Boolean).join(', ')}</span>`}</span>
         ${item.is_loading ? html`<${Badge} tone="busy">loading<//>` : item.loaded && html`<span class="quiet">${gigabytes(item.memory_usage_gb)}</span>`}
         <${WorkButton} class="small" onPress=${() => unload(item)}>Unload<//>
     </li>`)}</ul></section>`;

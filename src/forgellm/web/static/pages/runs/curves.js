@@ -1,15 +1,12 @@
 /** The charts of a run. One slider smooths, one switch turns the loss axis logarithmic, all zoom together. */
 import { html, useMemo } from '../../core/html.js';
 import { figure, gigabytes, percent, rate, short } from '../../core/format.js';
-import { kept } from '../../core/settings.js';
 import { Chart } from '../../components/chart.js';
-import { CheckField } from '../../components/field.js';
 import { saveFile } from '../../components/controls.js';
 import { Empty } from '../../components/feedback.js';
 import { smoothed } from './curve.js';
+import { isLog, LossTools, smoothing } from './loss_tools.js';
 
-const smoothing = kept('smoothing', 0.6);
-const isLog = kept('logLoss', false);
 const GROUP = 'run';
 
 export function Curves({ curve, best, evaluations, isActive }) {
@@ -27,12 +24,7 @@ export function Curves({ curve, best, evaluations, isActive }) {
         { label: 'validation', values: curve.validation_loss, color: 2, sparse: true, points: true },
     ];
     return html`<div class="stack">
-        <div class="row chart-tools">
-            <label class="row">Smoothing <input type="range" min="0" max="0.98" step="0.02" value=${weight} onInput=${(event) => (smoothing.value = Number(event.target.value))} /></label>
-            <${CheckField} label="Logarithmic loss" value=${isLog.value} onChange=${(value) => (isLog.value = value)} />
-            <span class="grow"></span>
-            <button class="small" onClick=${() => saveFile('curve.csv', csvOf(curve), 'text/csv')}>Save as CSV</button>
-        </div>
+        <${LossTools}><button class="small" onClick=${() => saveFile('curve.csv', csvOf(curve), 'text/csv')}>Save as CSV</button><//>
         <section class="card"><${Chart} title="Loss" x=${x} series=${loss} isLog=${isLog.value} group=${GROUP} height=${300} marks=${marks} /></section>
         <${Learning} evaluations=${evaluations} />
         <div class="grid halves">

@@ -84,7 +84,7 @@ function Troubles({ state, record, live }) {
     const overfits = live?.overfitting ?? state.overfitting;
     const since = live?.overfitting_iteration ?? state.overfitting_iteration;
     return html`
-        ${state.error && html`<${Problem} title="The run failed" error=${{ ...state.error, message: state.error.error, code: state.error.error_code }} />`}
+        ${state.error && html`<${Problem} title="The run failed" error=${state.error} />`}
         ${overfits && html`<${Notice} tone="warn"><strong>It overfits since iteration ${since}.</strong><span>The loss on held-out documents rises while the training loss falls. The best checkpoint is from before that; more iterations will not help.</span><//>`}
         ${state.stopped_early && html`<${Notice}>Stopped early: the held-out loss did not improve any more.<//>`}
         ${record.warnings.map((text) => html`<${Notice} tone="warn">${text}<//>`)}`;

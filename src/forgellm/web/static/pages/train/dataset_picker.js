@@ -1,15 +1,13 @@
 /** Which documents or conversations are taught: a folder of the workspace, or files dropped here. */
 import { html, useState } from '../../core/html.js';
-import { api } from '../../core/api.js';
 import { megabytes, plural, short } from '../../core/format.js';
-import { useResource } from '../../core/resource.js';
 import { Empty, Problem } from '../../components/feedback.js';
 import { Icon } from '../../components/icon.js';
 import { PreviewDialog } from '../data/preview.js';
 import { Upload } from '../data/upload.js';
 
-export function DatasetPicker({ recipe, change, problems }) {
-    const datasets = useResource(() => api.datasetInfo(), []);
+/** `datasets` is the resource of what GET /api/dataset/info says. */
+export function DatasetPicker({ recipe, change, problems, datasets }) {
     const [isUploading, setUploading] = useState(false);
     const [isPreviewed, setPreviewed] = useState(false);
     const found = datasets.data?.datasets ?? [];

@@ -1,9 +1,7 @@
 /** What the recipe would take on this machine, and what stands in its way, before the button is pressed. */
 import { html, useMemo } from '../../core/html.js';
-import { api } from '../../core/api.js';
 import { count, figure, gigabytes, isActive, minutes, rate, short } from '../../core/format.js';
 import { currentRun } from '../../core/live.js';
-import { useResource } from '../../core/resource.js';
 import { address } from '../../core/router.js';
 import { Chart } from '../../components/chart.js';
 import { WorkButton } from '../../components/controls.js';
@@ -12,7 +10,7 @@ import { Loading, Notice, Problem } from '../../components/feedback.js';
 const USUAL_PASSES = 3;
 const MANY_PASSES = 12;
 
-export function Outlook({ recipe, outlook, change, onStart }) {
+export function Outlook({ recipe, datasets, outlook, change, onStart }) {
     const found = outlook.data;
     const isRunning = currentRun.value !== null && isActive(currentRun.value.phase);
     const isReady = Boolean(found?.fits) && !outlook.error;
@@ -20,7 +18,7 @@ export function Outlook({ recipe, outlook, change, onStart }) {
         <h2>What it takes</h2>
         ${!recipe.dataset || !(recipe.model_name || recipe.base_run) ? html`<p class="quiet">Choose a model and data first.</p>`
             : outlook.error ? html`<${Problem} error=${outlook.error} />`
-            : found ? html`<${Figures} found=${found} recipe=${recipe} change=${change} />`
+            : found ? html`<${Figures} found=${found} recipe=${recipe} datasets=${datasets} change=${change} />`
             : html`<${Loading} what="Working it out" />`}
         <div class="buttons">
             ${isRunning
@@ -31,9 +29,9 @@ export function Outlook({ recipe, outlook, change, onStart }) {
     </section>`;
 }
 
-function Figures({ found, recipe, change }) {
+function Figures({ found, recipe, datasets, change }) {
     const { memory, disk, time, problem } = found;
-    const epochs = useEpochs(recipe, found.total_tokens);
+    const epochs = epochsOf(recipe, datasets, found.total_tokens);
     return html`
         <${MemoryBar} memory=${memory} />
         <dl class="facts">
@@ -81,9 +79,8 @@ function RateCurve({ points }) {
 }
 
 /** Passes over the dataset, from its estimated tokens and its share of the rows. */
-function useEpochs(recipe, totalTokens) {
-    const info = useResource(() => api.datasetInfo(), []);
-    const tokens = info.data?.datasets.find((item) => item.name === recipe.dataset)?.estimated_tokens;
+function epochsOf(recipe, datasets, totalTokens) {
+    const tokens = datasets?.find((item) => item.name === recipe.dataset)?.estimated_tokens;
     if (!tokens) return null;
     const trained = tokens * (1 - (recipe.validation_split ?? 0.1));
     return (totalTokens * (recipe.data_mixture_ratio ?? 0.95)) / trained;

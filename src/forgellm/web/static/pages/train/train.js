@@ -59,6 +59,7 @@ function Form({ fields, first, note }) {
     const change = (values) => setRecipe((before) => cleaned({ ...before, ...values }));
     const replace = (values) => setRecipe(withoutDefaults(values, fields.properties));
     const outlook = useOutlook(recipe);
+    const datasets = useResource(() => api.datasetInfo(), []);
     const problems = problemsByField(outlook.error);
     const kinds = KINDS.filter((kind) => fields.properties.training_type.enum.includes(kind.value));
     const props = { recipe, change, problems, fields: fields.properties };
@@ -73,12 +74,12 @@ function Form({ fields, first, note }) {
                     <p class="quiet">${kinds.find((kind) => kind.value === recipe.training_type)?.says}</p>
                 </section>
                 <section class="card"><${ModelPicker} ...${props} /></section>
-                <section class="card"><${DatasetPicker} ...${props} /></section>
+                <section class="card"><${DatasetPicker} ...${props} datasets=${datasets} /></section>
                 <section class="card"><h2>How</h2><${MainFields} ...${props} outlook=${outlook.data} /></section>
                 <section class="card"><${AllFields} ...${props} /></section>
             </form>
             <div class="stack aside">
-                <${Outlook} recipe=${recipe} outlook=${outlook} change=${change} onStart=${start} />
+                <${Outlook} recipe=${recipe} datasets=${datasets.data?.datasets} outlook=${outlook} change=${change} onStart=${start} />
                 <${Commands} recipe=${recipe} />
             </div>
         </div>
