@@ -13,7 +13,7 @@ import safetensors.numpy
 from forgellm import supervisor
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.registry import load_generate_engine
-from forgellm.errors import ConfigError, DataError
+from forgellm.errors import DataError, PathNotFound
 from forgellm.evaluation.measure import Measurer
 from forgellm.evaluation.suite import suite_of
 from forgellm.paths import Workspace
@@ -189,10 +189,10 @@ def test_probes_bring_the_shipped_general_text_unless_told_otherwise(workspace: 
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"probe_files": ["dataset/absent.json"]}, ConfigError),
-        ({"probe_files": ["dataset"]}, ConfigError),
-        ({"probe_files": ["../w/dataset/questions.json/../../../secret"]}, ConfigError),
-        ({"general_files": ["/etc/hostname"]}, ConfigError),
+        ({"probe_files": ["dataset/absent.json"]}, PathNotFound),
+        ({"probe_files": ["dataset"]}, PathNotFound),
+        ({"probe_files": ["../w/dataset/questions.json/../../../secret"]}, PathNotFound),
+        ({"general_files": ["/etc/hostname"]}, PathNotFound),
         ({"probe_files": ["dataset/notes/000.txt"]}, DataError),
         ({"probe_files": ["dataset/none.json"]}, DataError),
         ({"general_files": ["dataset/empty"]}, DataError),

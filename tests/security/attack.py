@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 ENVELOPE = {"success", "error", "error_code", "details", "suggestion"}
 SECRET = "do-not-echo-4711"
 PATIENCE_SECONDS = 60.0
-INSIDE = re.compile(r"Traceback|0x[0-9a-f]{8}|/root/|/home/|/usr/|/lib/|site-packages|\.py\b")
+INSIDE = re.compile(r"Traceback|0x[0-9a-f]{8}|/root/|/home/|/usr/|/lib/|site-packages|\w\.py\b")
 
 
 class Ask(NamedTuple):

@@ -54,9 +54,10 @@ def workspace(trained_workspace: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def servers(workspace: Workspace) -> Iterator[Servers]:
-    """Both applications, the one asking the other through a real port; the hub has nothing."""
+    """Both applications, the one asking the other through a real port; hub and pip find nothing."""
     with pytest.MonkeyPatch.context() as patch, served(Starlette()) as hub, running_loop() as loop:
         set_hub(patch, str(hub.base_url), workspace)
+        patch.setenv("PIP_NO_INDEX", "1")
         patch.setattr(supervisor, "_spawn", _refuse_to_start)
         model_app = create_model_server(Shelf(workspace), GuardSettings())
         with served(model_app) as model_client:

@@ -198,7 +198,9 @@ def test_absent_and_forbidden_look_the_same(
                 found.append((answer.status, re.sub(rb"job_[0-9a-f]+", b"JOB", body)))
         return found
 
-    assert answers("secret.txt") == answers("absent.txt")
+    answers("first.txt")  # uploads make the datasets that are named
+    for there, absent in zip(answers("secret.txt"), answers("absent.txt"), strict=True):
+        assert there == absent
 
 
 def _is_free_text(server: Server, field: dict[str, Any]) -> bool:

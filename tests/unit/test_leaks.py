@@ -13,7 +13,8 @@ import pytest
 from forgellm import supervisor
 from forgellm.data.prepare import prepare_data
 from forgellm.data.tokenizer import Tokenizer
-from forgellm.demo.measure import HANDBOOK, PROBES
+from forgellm.demo.lessons import HANDBOOK
+from forgellm.demo.measure import PROBES
 from forgellm.errors import DataError
 from forgellm.evaluation.suite import suite_of
 from forgellm.paths import Workspace

@@ -12,7 +12,7 @@ from forgellm.data.datasets import find_dataset
 from forgellm.data.documents import Document, ReadReport, iter_documents
 from forgellm.data.held_out import held_out_texts
 from forgellm.data.overlap import find_overlaps
-from forgellm.demo.measure import HANDBOOK
+from forgellm.demo.lessons import HANDBOOK
 from forgellm.errors import Conflict, DataError
 from forgellm.evaluation.probe_files import read_probes
 from forgellm.paths import Workspace

