@@ -333,3 +333,17 @@ def test_an_unfinished_run_without_checkpoints_cannot_be_resumed(web: TestClient
 def test_a_wrong_method_is_told_every_right_one(web: TestClient) -> None:
     for path in ("/api/runs/some-run", "/api/trash"):
         assert web.put(path).headers["allow"] == "DELETE, GET"
+
+
+def test_a_model_is_deleted_once_no_run_waits_for_it(web: TestClient, run: Run) -> None:
+    model = run.workspace.base_models / "tiny"
+    shutil.copytree(model, run.workspace.published_models / "a b")
+    waiting = create_run(run.workspace, tiny_recipe(), 64, phase="queued")
+    failed(web.delete("/api/models/base/tiny"), 409, "CONFLICT")
+    waiting.write_state(RunState(phase="stopped"))
+    assert answer(web.delete("/api/models/published/a%20b"))["freed_mb"] > 0
+    assert answer(web.delete("/api/models/base/tiny"))["model_name"] == "base/tiny"
+    assert not model.exists()
+    for name in ("base/tiny", "base", "..", "%2E%2E%2Fother", ""):
+        assert web.delete(f"/api/models/{name}").status_code in (404, 405)
+    failed(web.delete(f"/api/models/{run.folder.parent.name}/{run.name}"), 404, "MODEL_NOT_FOUND")

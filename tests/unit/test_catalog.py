@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from forgellm.catalog import find_model, list_models, read_facts
-from forgellm.catalog.hub import remove
+from forgellm.catalog.remove import remove_model
 from forgellm.catalog.safetensors_header import read_header
-from forgellm.errors import InvalidRequest, ModelNotFound, UnsupportedModel
+from forgellm.errors import Conflict, InvalidRequest, ModelNotFound, UnsupportedModel
 from forgellm.paths import Workspace
 
 CONFIG = {
@@ -278,7 +278,7 @@ def test_list_of_an_empty_machine_is_empty(workspace: Workspace) -> None:
     assert list_models(workspace) == []
 
 
-def test_remove_takes_cached_and_base_models_and_refuses_the_rest(
+def test_models_are_removed_and_what_belongs_to_others_is_refused(
     workspace: Workspace, hub: Path
 ) -> None:
     make_cached(hub, "org/name")
@@ -286,15 +286,17 @@ def test_remove_takes_cached_and_base_models_and_refuses_the_rest(
     make_model(workspace.published_models / "p")
     make_model(workspace.models / "cpt" / "run" / "0000300_model")
     make_model(workspace.root / "elsewhere")
-    assert remove("org/name", workspace) > 480
-    assert remove("base/b", workspace) > 480
-    for name in ("published/p", "cpt/run/0000300_model", "elsewhere"):
+    for name in ("org/name", "base/b", "published/p"):
+        with pytest.raises(Conflict):
+            remove_model(name, workspace, ["gone", name.removeprefix("base/")])
+        assert remove_model(name, workspace, ["cpt/run/0000300_model"]) > 480
+    for name in ("cpt/run/0000300_model", "elsewhere"):
         with pytest.raises(InvalidRequest):
-            remove(name, workspace)
+            remove_model(name, workspace, [])
     with pytest.raises(ModelNotFound):
-        remove("org/name", workspace)
+        remove_model("org/name", workspace, [])
     assert os.listdir(hub) == []
-    assert [model.name for model in list_models(workspace)] == ["run", "published/p"]
+    assert [model.name for model in list_models(workspace)] == ["run"]
 
 
 def test_read_header_lists_every_tensor(tmp_path: Path) -> None:

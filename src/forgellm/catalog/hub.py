@@ -1,4 +1,4 @@
-"""Brings a model from the hub into the standard Hugging Face cache, and removes models again.
+"""Brings a model from the hub into the standard Hugging Face cache.
 
 Only safetensors, JSON, tokenizer files and chat templates are taken. Nothing is visible before
 everything is there: blobs first, then the snapshot in one rename, then the ref.
@@ -19,14 +19,14 @@ import httpx2
 
 from forgellm import __version__
 from forgellm.catalog.download import HubFile, download, get_json
-from forgellm.catalog.find import cache_folder, find_model, is_hub_id
+from forgellm.catalog.find import cache_folder, is_hub_id
 from forgellm.errors import (
     DiskTooSmall,
     HubUnavailable,
     InvalidRequest,
     UnsupportedModel,
 )
-from forgellm.paths import Workspace, hub_cache
+from forgellm.paths import hub_cache
 
 _WANTED = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._+-]*\.(safetensors|json|jinja|tiktoken)"
@@ -68,28 +68,6 @@ def pull(repo_id: str, revision: str = "main", on_progress: OnProgress | None = 
     if revision != commit:
         _write_ref(repo / "refs" / revision, commit)
     return snapshot
-
-
-def remove(name: str, workspace: Workspace) -> int:
-    """Delete a pulled model or a folder of `models/base/`; returns the bytes freed.
-
-    Runs and published models are refused: they cannot be downloaded again.
-    """
-    folder = cache_folder(name) if is_hub_id(name) else None
-    if folder is None or not folder.is_dir():
-        model = find_model(name, workspace)
-        if model.kind != "base" or model.path.parent != workspace.base_models.resolve():
-            raise InvalidRequest(
-                f"{model.name} is not a base model, so it is not removed here",
-                suggestion=f"If you mean it, delete its folder: models/{model.name}",
-            )
-        folder = model.path
-    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
-    # One rename takes the model away at once; deleting large files takes a while.
-    grave = Path(tempfile.mkdtemp(prefix=".removed-", dir=folder.parent))
-    folder.rename(grave / folder.name)
-    shutil.rmtree(grave)
-    return size
 
 
 def _headers() -> dict[str, str]:

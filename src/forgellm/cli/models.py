@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     command = commands.add_parser("pull", help="download a model from the Hugging Face hub")
     command.add_argument("repo", metavar="REPO", help="its id, e.g. Qwen/Qwen3-0.6B")
     command.add_argument("--revision", default="main", help="branch, tag or commit")
-    command = commands.add_parser("remove", help="delete a pulled or imported model")
+    command = commands.add_parser("remove", help="delete a pulled, imported or published model")
     command.add_argument("name", metavar="NAME")
     command.add_argument("--yes", action="store_true", help="do not ask")
     parser.set_defaults(run=run)
@@ -112,13 +112,14 @@ def _pull(args: argparse.Namespace, workspace: Workspace) -> int:
 
 
 def _remove(args: argparse.Namespace, workspace: Workspace) -> int:
-    from forgellm.catalog.hub import remove
+    from forgellm.catalog.remove import remove_model
     from forgellm.cli.confirm import confirmed
+    from forgellm.runs.lineage import models_in_use
 
     if not args.yes and not confirmed(f"Delete {args.name} from this machine?"):
         print("Nothing was deleted.")
         return 1
-    freed_bytes = remove(args.name, workspace)
+    freed_bytes = remove_model(args.name, workspace, models_in_use(workspace))
     print(f"Removed {args.name}: {freed_bytes / 1e9:.2f} GB freed.")
     return 0
 

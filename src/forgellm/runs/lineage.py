@@ -124,6 +124,12 @@ def dependents(run: Run, iteration: int | None = None) -> list[str]:
     return sorted(other.name for other in list_runs(run.workspace) if starts_here(other))
 
 
+def models_in_use(workspace: Workspace) -> set[str]:
+    """The models of runs that train or wait."""
+    runs = [run for run in list_runs(workspace) if _is_unfinished(run)]
+    return {run.record().recipe.model_name for run in runs}
+
+
 def _is_unfinished(run: Run) -> bool:
     return run.state().phase in {*ACTIVE_PHASES, "queued"}
 

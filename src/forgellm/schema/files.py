@@ -43,6 +43,12 @@ class ModelsReply(Reply):
     published_models: list[TrainedModel]
 
 
+class ModelRemovedReply(Reply):
+    message: str
+    model_name: str
+    freed_mb: float
+
+
 class DatasetInfo(Item):
     name: str = Field(examples=["my_domain"])
     path: str = Field(examples=["dataset/my_domain"])

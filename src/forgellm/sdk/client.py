@@ -166,6 +166,10 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes):
         body = {"model_name": model_name, "revision": revision}
         return self._post("/api/models/download", body)
 
+    def delete_model(self, model_name: str) -> Reply:
+        """Delete a base, downloaded or published model for good."""
+        return self._delete(f"/api/models/{quote(model_name)}")
+
     def prepare_demo(self) -> Reply:
         """Bring the demo's model and documents; the job's result has the recipe to start."""
         return self._post("/api/demo/prepare")

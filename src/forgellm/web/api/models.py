@@ -1,16 +1,25 @@
-"""Which models this machine has."""
+"""Which models this machine has, and their end."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 
 from forgellm.catalog import ListedModel, list_models
+from forgellm.catalog.remove import remove_model
+from forgellm.envelope import JsonRoute
 from forgellm.paths import Workspace
-from forgellm.schema.files import LocalModel, ModelsReply, TrainedModel
+from forgellm.runs.lineage import models_in_use
+from forgellm.schema.files import LocalModel, ModelRemovedReply, ModelsReply, TrainedModel
+
+ModelName = Annotated[
+    str, Path(max_length=1000, description="As it is listed, such as `base/my-model`.")
+]
 
 
 def make_router(workspace: Workspace) -> APIRouter:
-    router = APIRouter(prefix="/api")
+    router = APIRouter(prefix="/api", route_class=JsonRoute)
 
     @router.get("/models")
     def models() -> ModelsReply:
@@ -23,6 +32,14 @@ def make_router(workspace: Workspace) -> APIRouter:
             dpo_models=[_trained(model) for model in found if model.kind == "dpo"],
             orpo_models=[_trained(model) for model in found if model.kind == "orpo"],
             published_models=[_trained(model) for model in found if model.kind == "published"],
+        )
+
+    @router.delete("/models/{name:path}")
+    def remove(name: ModelName) -> ModelRemovedReply:
+        """Delete a base, downloaded or published model for good."""
+        freed = remove_model(name, workspace, models_in_use(workspace))
+        return ModelRemovedReply(
+            message="Model deleted", model_name=name, freed_mb=round(freed / 1e6, 3)
         )
 
     return router

@@ -286,6 +286,11 @@
             return this.#post('/api/models/download', { model_name: modelName, revision });
         }
 
+        /** Delete a base, downloaded or published model for good. */
+        deleteModel(name) {
+            return this.#delete(`/api/models/${name.split('/').map(part).join('/')}`);
+        }
+
         /** Bring the demo's model and documents; the job's result has the recipe to start. */
         prepareDemo() {
             return this.#post('/api/demo/prepare');

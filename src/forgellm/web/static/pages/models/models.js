@@ -6,13 +6,19 @@ import { model, runsChanged } from '../../core/live.js';
 import { useResource } from '../../core/resource.js';
 import { address } from '../../core/router.js';
 import { WorkButton } from '../../components/controls.js';
-import { Badge, Empty, Notice, Problem, Shown, toastError } from '../../components/feedback.js';
+import { Badge, Empty, Notice, Problem, Shown, toast, toastError } from '../../components/feedback.js';
+import { confirmed } from '../../components/dialog.js';
 import { Icon } from '../../components/icon.js';
 import { Table } from '../../components/table.js';
 import { keyOf, labelOf } from '../chat/choices.js';
 import { HubDownload } from './hub_download.js';
 
 export const title = 'Models';
+const LOSS = {
+    cached: 'It can be downloaded again, as long as the hub has it.',
+    base: 'It cannot be taken back. Runs made from it need it to be talked to or published.',
+    published: 'It cannot be taken back, only published again while its run is here.',
+};
 const KINDS = { base: 'to start from', cached: 'from the hub', published: 'published here', cpt: 'run (CPT)', ift: 'run (IFT)', dpo: 'run (DPO)', orpo: 'run (ORPO)' };
 
 export function View({ query }) {
@@ -23,7 +29,7 @@ export function View({ query }) {
         <${Loaded} />
         <${Shown} resource=${found} what="Looking for models">${(rows) => rows.length === 0
             ? html`<${Empty} title="No models here yet"><p>Bring one from the hub, import a GGUF with <code>forgellm models import</code>, or put a folder into <code>models/base/</code>.</p><//>`
-            : html`<div class="card flush"><${Table} caption="Models and runs" rows=${rows} rowKey=${(row) => row.kind + row.name} columns=${columns()} /></div>`}<//>
+            : html`<div class="card flush"><${Table} caption="Models and runs" rows=${rows} rowKey=${(row) => row.kind + row.name} columns=${columns(found.reload)} /></div>`}<//>
         ${isHubOpen && html`<${HubDownload} onClose=${() => { setHubOpen(false); found.reload(); }} />`}
     </div>`;
 }
@@ -39,13 +45,13 @@ async function read() {
     });
 }
 
-function columns() {
+function columns(reload) {
     return [
         { id: 'name', label: 'Name', value: (row) => row.name, show: (row) => html`${row.run ? html`<a href=${address('runs', row.name)}>${row.name}</a>` : row.name}<br /><span class="quiet small-text">${madeFrom(row)}</span>` },
         { id: 'kind', label: 'Kind', value: (row) => row.kind, show: (row) => html`<${Badge} tone=${row.kind === 'published' ? 'good' : row.run ? 'info' : 'quiet'}>${KINDS[row.kind] ?? row.kind}<//>` },
         { id: 'size', label: 'Size', align: 'end', value: (row) => row.size_gb, show: (row) => gigabytes(row.size_gb) },
         { id: 'created', label: 'Since', value: (row) => row.created_at, show: (row) => html`<span class="nowrap">${time(row.created_at)}</span>` },
-        { id: 'actions', label: '', value: () => null, show: (row) => html`<${Actions} row=${row} />` },
+        { id: 'actions', label: '', value: () => null, show: (row) => html`<${Actions} row=${row} reload=${reload} />` },
     ];
 }
 
@@ -54,7 +60,7 @@ function madeFrom(row) {
     return row.type === 'instruct' ? 'answers chat turns' : 'continues text';
 }
 
-function Actions({ row }) {
+function Actions({ row, reload }) {
     const chat = row.run ? `/chat?run=${encodeURIComponent(row.name)}` : `/chat?model=${encodeURIComponent(row.pane.model_name)}`;
     const train = row.run ? `/train?base_run=${encodeURIComponent(row.name)}` : `/train?model=${encodeURIComponent(row.pane.model_name)}`;
     return html`<div class="row end nowrap">
@@ -62,7 +68,14 @@ function Actions({ row }) {
         <a class="button small" href=${train}>Train on it</a>
         ${row.run && html`<a class="button small" href=${`${address('runs', row.name)}?tab=checkpoints`}>Publish</a>`}
         <${LoadButton} pane=${row.pane} />
+        ${!row.run && html`<button class="bare" aria-label=${`Delete ${row.name}`} onClick=${() => remove(row, reload)}><${Icon} name="trash" size=${16} /></button>`}
     </div>`;
+}
+
+async function remove(row, reload) {
+    const text = `${row.name}, ${gigabytes(row.size_gb)}. ${LOSS[row.kind]}`;
+    if (!(await confirmed({ title: 'Delete this model?', text, action: 'Delete for good', danger: true }))) return;
+    await api.deleteModel(row.pane.model_name).then(() => { toast('Model deleted'); reload(); }, toastError);
 }
 
 const heldOf = (pane) => model.value?.models?.find((item) => keyOf(item) === keyOf(pane));

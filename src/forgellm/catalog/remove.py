@@ -1,0 +1,56 @@
+"""Deletes models that were pulled, imported or published. Runs have the trash instead."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from forgellm.atomic import storage_errors
+from forgellm.catalog.find import cache_folder, find_model, is_hub_id
+from forgellm.errors import Conflict, InvalidRequest, ModelNotFound, UnsupportedModel
+from forgellm.paths import Workspace
+
+
+def remove_model(name: str, workspace: Workspace, in_use: Iterable[str]) -> int:
+    """Delete a model of the hub's cache, of `models/base/` or of `models/published/`, for good.
+
+    `in_use` are the names of models that may not go now. Returns the bytes freed.
+    Raises ModelNotFound, InvalidRequest for what is no such model, Conflict for one in use.
+    """
+    folder = _folder_of(name, workspace)
+    if any(_is_of(used, folder, workspace) for used in in_use):
+        raise Conflict(
+            "A run that trains or waits needs this model",
+            suggestion="Stop that run or let it end, then delete the model.",
+            details={"model_name": name},
+        )
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    with storage_errors("the model"):
+        # One rename takes the model away at once; deleting large files takes a while.
+        grave = Path(tempfile.mkdtemp(prefix=".removed-", dir=folder.parent))
+        folder.rename(grave / folder.name)
+        shutil.rmtree(grave)
+    return size
+
+
+def _folder_of(name: str, workspace: Workspace) -> Path:
+    if is_hub_id(name) and cache_folder(name).is_dir():
+        return cache_folder(name)
+    model = find_model(name, workspace)
+    removable = (workspace.base_models.resolve(), workspace.published_models.resolve())
+    if model.path.parent not in removable:
+        raise InvalidRequest(
+            f"{model.name} is no model of its own, so it is not deleted here",
+            suggestion="A run goes to the trash: forgellm runs delete NAME, or DELETE "
+            "/api/runs/{name}.",
+        )
+    return model.path
+
+
+def _is_of(name: str, folder: Path, workspace: Workspace) -> bool:
+    try:
+        return find_model(name, workspace, allow_absolute=True).path.is_relative_to(folder)
+    except (ModelNotFound, UnsupportedModel):
+        return False
