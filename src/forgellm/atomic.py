@@ -1,19 +1,23 @@
-"""Files that are either there and whole, or not there: after a crash, on a full disk, after power loss."""
+"""Files and folders that are either there and whole, or not there: after a crash, on a full disk, after power loss."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import orjson
 
 from forgellm.errors import DiskFull, TrainingFailed
 
+_UNFINISHED = ".unfinished-"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _PROBLEMS = {
     errno.EROFS: "the file system is read-only",
@@ -114,3 +118,35 @@ def sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         sync(path)
     sync(folder)
+
+
+@contextmanager
+def whole_folder(target: Path, what: str) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` in one rename when the block ends well.
+
+    The caller holds the lock on making such folders beside `target`, so what an earlier process
+    left half-made can go. Raises DiskFull, TrainingFailed.
+    """
+    with storage_errors(what):
+        for leftover in target.parent.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(leftover)
+        with TemporaryDirectory(prefix=_UNFINISHED, dir=target.parent) as staging:
+            folder = Path(staging) / target.name
+            folder.mkdir()
+            yield folder
+            sync_tree(folder)
+            folder.rename(target)
+            sync(target.parent)
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Wait for, then hold, the exclusive lock on `path`, which is created where absent."""
+    with storage_errors(path.name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

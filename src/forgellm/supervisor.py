@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
+from forgellm.atomic import file_lock
 from forgellm.errors import (
     CheckpointNotFound,
     NoActiveTraining,
@@ -28,7 +29,7 @@ from forgellm.paths import Workspace, iso_utc
 from forgellm.runs.checkpoints import list_checkpoints, newest_verified
 from forgellm.runs.last_words import cause_of_death
 from forgellm.runs.lineage import waits_for, with_base_run
-from forgellm.runs.lock import LOCK_FD_VARIABLE, RunLock, file_lock, holder
+from forgellm.runs.lock import LOCK_FD_VARIABLE, RunLock, holder
 from forgellm.runs.store import Run, active_run, create_run, run_folders
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import ACTIVE_PHASES, RunState

@@ -235,10 +235,10 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(
 
 
 def test_leftovers_of_a_crash_are_removed(run: Run) -> None:
-    (run.workspace.published_models / ".tmp-publish-old" / "model").mkdir(parents=True)
+    (run.workspace.published_models / ".unfinished-old" / "model").mkdir(parents=True)
     folder = publish(run)
     assert published_names(run) == [folder.name]
-    assert not (run.workspace.published_models / ".tmp-publish-old").exists()
+    assert not (run.workspace.published_models / ".unfinished-old").exists()
 
 
 def published_names(run: Run) -> list[str]:

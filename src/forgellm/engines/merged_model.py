@@ -6,12 +6,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError
 
 from forgellm import hardware
-from forgellm.atomic import read_json, storage_error, storage_errors, sync, sync_tree
+from forgellm.atomic import file_lock, read_json, storage_error, whole_folder
 from forgellm.catalog import ModelFolder, find_model
 from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME
 from forgellm.engines.base import FuseEngine
@@ -20,12 +19,10 @@ from forgellm.errors import CheckpointCorrupt, DiskTooSmall
 from forgellm.paths import Workspace
 from forgellm.runs.checkpoints import Checkpoint, find_checkpoint, verify, weights_sha256
 from forgellm.runs.lineage import merged_ancestor, merged_name
-from forgellm.runs.lock import file_lock
 from forgellm.runs.store import Run, find_run
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import Ancestor, RunRecord
 
-_STAGING = ".tmp-merge-"
 _COPIED = ("*.json", "*.jinja", "*.tiktoken", "*.model", "vocab.txt", "merges.txt", "LICEN[CS]E*")
 _NOT_COPIED = {"config.json", "adapter_config.json", "model.safetensors.index.json"}
 
@@ -63,20 +60,12 @@ def _make(ancestor: Ancestor, workspace: Workspace, name: str, engine: str) -> N
         )
     base = model_of(run.record(), workspace, engine)
     merged = workspace.merged_models
-    with storage_errors("the merged model"), file_lock(merged / ".merge.lock"):
+    with file_lock(merged / ".merge.lock"):
         if (merged / name).is_dir():
             return
-        for leftover in merged.glob(f"{_STAGING}*"):
-            shutil.rmtree(leftover)
         require_disk(merged, base, "merged")
-        with TemporaryDirectory(prefix=_STAGING, dir=merged) as staging:
-            model = Path(staging) / "model"
-            model.mkdir()
+        with whole_folder(merged / name, "the merged model") as model:
             write_merged(load_fuse_engine(engine), base.path, run, checkpoint, model)
-            # One rename, so that the model is there whole or not at all.
-            sync_tree(model)
-            model.rename(merged / name)
-            sync(merged)
 
 
 def write_merged(

@@ -1,28 +1,33 @@
-"""The publishing process: `python -m forgellm.publishing RUN_FOLDER ITERATION`."""
+"""The process that makes models and files of models: `python -m forgellm.publishing TASK REQUEST`."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+import orjson
+
 from forgellm.child import OnProgress, serve
-from forgellm.paths import find_workspace
-from forgellm.publishing.build import build_published
-from forgellm.runs.checkpoints import find_checkpoint
-from forgellm.runs.store import open_run
+from forgellm.paths import Workspace, find_workspace
+
+# A task takes the request that `artefact.make` was given, and returns what becomes of it as JSON.
+Task = Callable[[dict[str, Any], Workspace, OnProgress], dict[str, Any]]
 
 
 def main() -> int:
-    return serve(_publish)
+    task, request = task_named(sys.argv[1]), orjson.loads(sys.argv[2])
+    return serve(lambda on_progress: task(request, find_workspace(), on_progress))
 
 
-def _publish(on_progress: OnProgress) -> dict[str, Any]:
-    """Raises ForgeError."""
-    run = open_run(find_workspace(), Path(sys.argv[1]))
-    checkpoint = find_checkpoint(run.folder, int(sys.argv[2]))
-    return asdict(build_published(run, checkpoint, on_progress))
+def task_named(name: str) -> Task:
+    """Each task imports only what it needs. Raises ValueError for a name that is none."""
+    match name:
+        case "publish":
+            from forgellm.publishing.build import publish_task
+
+            return publish_task
+    raise ValueError(name)
 
 
 if __name__ == "__main__":

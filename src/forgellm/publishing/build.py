@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import asdict
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
-from forgellm.atomic import storage_errors, sync, sync_tree, write_json
+from forgellm.atomic import file_lock, whole_folder
 from forgellm.catalog import ModelFolder, find_model
 from forgellm.child import OnProgress
 from forgellm.data.tokenizer import Tokenizer
@@ -20,47 +19,46 @@ from forgellm.engines.merged_model import model_of, require_disk, write_merged
 from forgellm.engines.registry import load_fuse_engine
 from forgellm.errors import ForgeError, ModelNotFound
 from forgellm.paths import Workspace, utc_now
+from forgellm.publishing.artefact import write_lineage
 from forgellm.publishing.dashboard_png import DASHBOARD_NAME, draw_dashboard
 from forgellm.publishing.model_card import model_card
 from forgellm.publishing.publish import Published
-from forgellm.runs.checkpoints import Checkpoint, verify
+from forgellm.runs.checkpoints import Checkpoint, find_checkpoint, verify
 from forgellm.runs.lineage import lineage_from
-from forgellm.runs.lock import file_lock
-from forgellm.runs.store import Run
-from forgellm.schema.run import Ancestor, RunRecord
+from forgellm.runs.store import Run, open_run
+from forgellm.schema.run import RunRecord
 
 # Rounding merged weights to bfloat16 costs about 0.001 nats; another checkpoint is far beyond this.
 MIN_TOP1_AGREEMENT = 0.95
 MAX_MEAN_KL = 0.02
 
 RECIPE_NAME = "recipe.yaml"
-LINEAGE_NAME = "lineage.json"
-_STAGING = ".tmp-publish-"
 _PROMPTS, _PROMPT_TOKENS = 6, 64
 # What the address of a webhook holds may be secret, and a queue is of no use to others.
 _PRIVATE_FIELDS = {"webhook_url", "queue"}
 
 
+def publish_task(
+    request: dict[str, Any], workspace: Workspace, on_progress: OnProgress
+) -> dict[str, Any]:
+    """See `publish.publish_checkpoint`, which asks for it. Raises ForgeError."""
+    run = open_run(workspace, Path(request["run_folder"]))
+    checkpoint = find_checkpoint(run.folder, request["iteration"])
+    return asdict(build_published(run, checkpoint, on_progress))
+
+
 def build_published(run: Run, checkpoint: Checkpoint, on_progress: OnProgress) -> Published:
-    """See `publish.publish_checkpoint`, which calls this in a child process."""
+    """Check, merge, describe, compare, move into place. Raises ForgeError."""
     record = run.record()
     on_progress(0.0, "checking the checkpoint")
     verify(checkpoint)
     base = model_of(record, run.workspace, record.recipe.engine)
     published = run.workspace.published_models
-    with storage_errors("the published model"), file_lock(published / ".publish.lock"):
-        for leftover in published.glob(f"{_STAGING}*"):
-            shutil.rmtree(leftover)
+    with file_lock(published / ".publish.lock"):
         require_disk(published, base, "published")
-        with TemporaryDirectory(prefix=_STAGING, dir=published) as staging:
-            model = Path(staging) / "model"
-            model.mkdir()
-            name = _free_name(published, run, checkpoint, utc_now())
+        name = _free_name(published, run, checkpoint, utc_now())
+        with whole_folder(published / name, "the published model") as model:
             agreement = _write_model(run, checkpoint, base, model, name, on_progress)
-            # One rename, so that the model is there whole or not at all.
-            sync_tree(model)
-            model.rename(published / name)
-            sync(published)
     path = run.workspace.relative(published / name)
     return Published(
         published_model_path=path,
@@ -107,7 +105,16 @@ def _write_model(
     recipe = recipe_yaml(record, origin)
     (out / RECIPE_NAME).write_text(recipe, encoding="utf-8")
     descent = lineage_from(run, checkpoint, "merged")
-    write_json(out / LINEAGE_NAME, lineage_json(origin, descent))
+    source = f"{record.recipe.training_type}/{run.name}"
+    command = ["forgellm", "publish", "--run", source, "--iteration", str(checkpoint.iteration)]
+    write_lineage(
+        out,
+        "published",
+        [f"{source}@{checkpoint.iteration}"],
+        command,
+        base_model=_shown(origin),
+        checkpoints=[item.model_dump(mode="json") for item in descent],
+    )
     card = model_card(run, descent, checkpoint, origin, name, figures_of(agreement), recipe)
     (out / "README.md").write_text(card, encoding="utf-8")
     return agreement
@@ -128,14 +135,6 @@ def recipe_yaml(record: RunRecord, origin: ModelFolder) -> str:
     fields = record.recipe.model_dump(mode="json", exclude_none=True, exclude=_PRIVATE_FIELDS)
     fields["model_name"] = _shown(origin)
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
-
-
-def lineage_json(origin: ModelFolder, descent: list[Ancestor]) -> dict[str, Any]:
-    """What the model was made of: the base model, then each checkpoint, its own last."""
-    return {
-        "base_model": _shown(origin),
-        "checkpoints": [item.model_dump(mode="json") for item in descent],
-    }
 
 
 def _shown(model: ModelFolder) -> str:

@@ -1,24 +1,18 @@
-"""A checkpoint becomes a model of its own in `models/published/`, built in a child process.
-
-The child keeps the engine, its time and its memory out of the process that asks.
-"""
+"""A checkpoint becomes a model of its own in `models/published/`."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from forgellm.child import OnProgress, run_child
+from forgellm.child import OnProgress
 from forgellm.errors import CheckpointNotFound, InvalidRequest, PathNotFound
 from forgellm.paths import Workspace
+from forgellm.publishing.artefact import make
 from forgellm.runs.checkpoints import Checkpoint, find_checkpoint
 from forgellm.runs.store import Run, find_run
-
-# -P: a file in the workspace must not pass for a module. The run and the iteration are appended.
-PUBLISHER: tuple[str, ...] = (sys.executable, "-P", "-m", "forgellm.publishing")
 
 _WEIGHTS_NAME = re.compile(r"(\d{7,})_(adapters\.safetensors|model)")
 
@@ -81,11 +75,5 @@ def publish_checkpoint(
     `on_start` is called with a function that ends the work, for use by another thread.
     Raises CheckpointCorrupt, ModelNotFound, UnsupportedModel, DiskTooSmall, ForgeError.
     """
-    result = run_child(
-        [*PUBLISHER, str(run.folder), str(checkpoint.iteration)],
-        {"FORGELLM_WORKSPACE": str(run.workspace.root), "MPLBACKEND": "Agg"},
-        "Publishing",
-        on_progress,
-        on_start,
-    )
-    return Published(**result)
+    request = {"run_folder": str(run.folder), "iteration": checkpoint.iteration}
+    return Published(**make("publish", request, run.workspace, on_progress, on_start))

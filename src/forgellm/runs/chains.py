@@ -13,12 +13,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from forgellm.atomic import read_json, write_json
+from forgellm.atomic import file_lock, read_json, write_json
 from forgellm.errors import CheckpointCorrupt, InvalidRequest, NotFound, RunNotFound
 from forgellm.paths import Workspace, iso_utc
 from forgellm.runs.checkpoints import Checkpoint, weights_sha256
 from forgellm.runs.lineage import start_checkpoint
-from forgellm.runs.lock import file_lock
 from forgellm.runs.store import Run, find_run
 from forgellm.schema.chain import (
     NAME_PATTERN,

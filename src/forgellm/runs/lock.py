@@ -9,8 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -128,19 +126,6 @@ def holder(folder: Path) -> Holder | None:
         return Holder(int(text["pid"]), float(text["started"]), str(text["boot_id"]))
     except (KeyError, TypeError, ValueError):
         return None
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Wait for, then hold, the exclusive lock on `path`, which is created where absent."""
-    with storage_errors(path.name):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _try_lock(fd: int, kind: int) -> bool:

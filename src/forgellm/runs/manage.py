@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from forgellm.atomic import storage_errors
+from forgellm.atomic import file_lock, storage_errors
 from forgellm.errors import Conflict, InvalidRequest, RunBusy
 from forgellm.paths import RUN_NAME
 from forgellm.runs.checkpoints import delete_checkpoint
 from forgellm.runs.lineage import dependents
-from forgellm.runs.lock import RunLock, file_lock
+from forgellm.runs.lock import RunLock
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe, parse_recipe
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from forgellm.atomic import overwrite_json, read_json, storage_errors, write_json
+from forgellm.atomic import file_lock, overwrite_json, read_json, storage_errors, write_json
 from forgellm.errors import DiskFull, PathNotFound, RunNotFound
 from forgellm.paths import Workspace, iso_utc, run_name, utc_now
-from forgellm.runs.lock import file_lock, is_locked
+from forgellm.runs.lock import is_locked
 from forgellm.schema.recipe import TRAINING_TYPES, Recipe, parse_recipe
 from forgellm.schema.run import ACTIVE_PHASES, Phase, RunRecord, RunState
 

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from forgellm.atomic import read_json, storage_errors, write_json
+from forgellm.atomic import file_lock, read_json, storage_errors, write_json
 from forgellm.errors import Conflict, RunNotFound
 from forgellm.paths import Workspace, iso_utc
 from forgellm.runs.folder_size import folder_size
 from forgellm.runs.lineage import dependents, merged_name
-from forgellm.runs.lock import file_lock
 from forgellm.runs.manage import exclusive
 from forgellm.runs.store import Run, list_runs
 from forgellm.schema.run import RunRecord

@@ -12,10 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from forgellm.atomic import read_json, write_json
+from forgellm.atomic import file_lock, read_json, write_json
 from forgellm.errors import Conflict, NotFound, TrainingFailed
 from forgellm.paths import Workspace, iso_utc
-from forgellm.runs.lock import file_lock
 from forgellm.schema.conversations import (
     Conversation,
     ConversationContent,
