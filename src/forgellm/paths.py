@@ -34,6 +34,11 @@ class Workspace:
         return self.models / "published"
 
     @property
+    def exported_models(self) -> Path:
+        """Files for other programs, made of models."""
+        return self.models / "exported"
+
+    @property
     def merged_models(self) -> Path:
         """Models that runs started from, made of a model and an earlier run's checkpoint."""
         return self.models / "merged"
