@@ -18,6 +18,7 @@ _ABOUT = "Teach a language model your own documents, on your own machine."
 _COMMANDS = {
     "demo": ("forgellm.cli.demo", "teach the shipped model the shipped handbook, and measure"),
     "train": ("forgellm.cli.train", "train a model on the documents of a dataset"),
+    "reproduce": ("forgellm.cli.reproduce", "train a run again and compare the two"),
     "cli": ("forgellm.cli.terminal", "generate text, chat, and look at a model"),
     "eval": ("forgellm.cli.evaluate", "measure what a model knows"),
     "publish": ("forgellm.cli.publish", "make a model of a checkpoint"),

@@ -31,6 +31,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     command = commands.add_parser("list", help="models and trained runs on this machine")
     command.add_argument("--json", action="store_true", help="machine-readable output")
+    command = commands.add_parser("tree", help="what was made from what")
+    command.add_argument("--json", action="store_true", help="machine-readable output")
     command = commands.add_parser("pull", help="download a model from the Hugging Face hub")
     command.add_argument("repo", metavar="REPO", help="its id, e.g. Qwen/Qwen3-0.6B")
     command.add_argument("--revision", default="main", help="branch, tag or commit")
@@ -45,10 +47,17 @@ def run(args: argparse.Namespace) -> int:
     commands: dict[str, Callable[[argparse.Namespace, Workspace], int]] = {
         "import": _import,
         "list": _list,
+        "tree": _tree,
         "pull": _pull,
         "remove": _remove,
     }
     return commands[args.models_command](args, find_workspace(args.workspace))
+
+
+def _tree(args: argparse.Namespace, workspace: Workspace) -> int:
+    from forgellm.cli.tree import print_tree
+
+    return print_tree(args, workspace)
 
 
 def _import(args: argparse.Namespace, workspace: Workspace) -> int:

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         found = find_run(workspace, args.resume)
         lock = supervisor.claim_resume(workspace, found)
     else:
-        found, lock = _new_run(workspace, recipe_from(args.config, given))
+        found, lock = new_run(workspace, recipe_from(args.config, given))
     console.print(f"Run {found.output_dir}")
     state = train_here(found, lock, resume=bool(args.resume), console=console)
     print_summary(found, state, console)
@@ -130,7 +130,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def _new_run(workspace: Workspace, recipe: Recipe) -> Any:
+def new_run(workspace: Workspace, recipe: Recipe) -> Any:
     """The run and its lock; with `queue`, as soon as no other run is active."""
     from forgellm import supervisor
     from forgellm.training.plan import plan_run

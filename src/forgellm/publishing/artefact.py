@@ -51,8 +51,9 @@ def write_lineage(
 ) -> None:
     """Note in an artefact's folder what it came from.
 
-    `made_from` are names to load by (`base/tiny`, `cpt/RUN@300`, `published/NAME`), `command` is
-    what makes it again, and `facts` is what only this kind of artefact has.
+    `made_from` are names to load by (`base/tiny`, `published/NAME`) or checkpoints
+    (`TRAINING_ID@300`: a training_id stays when a run is renamed), `command` is what makes it
+    again, and `facts` is what only this kind of artefact has.
     """
     note = {
         "kind": kind,

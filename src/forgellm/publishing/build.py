@@ -105,7 +105,7 @@ def _write_model(
     recipe = recipe_yaml(record, origin)
     (out / RECIPE_NAME).write_text(recipe, encoding="utf-8")
     descent = lineage_from(run, checkpoint, "merged")
-    source = f"{record.recipe.training_type}/{run.name}"
+    source = record.training_id  # which stays when the run is renamed
     command = ["forgellm", "publish", "--run", source, "--iteration", str(checkpoint.iteration)]
     write_lineage(
         out,

@@ -166,6 +166,10 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes):
         body = {"model_name": model_name, "revision": revision}
         return self._post("/api/models/download", body)
 
+    def models_tree(self) -> Reply:
+        """What was made from what, with the commands that would make it again."""
+        return self._get("/api/models/tree")
+
     def delete_model(self, model_name: str) -> Reply:
         """Delete a base, downloaded or published model for good."""
         return self._delete(f"/api/models/{quote(model_name)}")

@@ -10,7 +10,9 @@ from forgellm.catalog import ListedModel, list_models
 from forgellm.catalog.remove import remove_model
 from forgellm.envelope import JsonRoute
 from forgellm.paths import Workspace
+from forgellm.publishing.family import family
 from forgellm.runs.lineage import models_in_use
+from forgellm.schema.family import FamilyReply
 from forgellm.schema.files import LocalModel, ModelRemovedReply, ModelsReply, TrainedModel
 
 ModelName = Annotated[
@@ -33,6 +35,11 @@ def make_router(workspace: Workspace) -> APIRouter:
             orpo_models=[_trained(model) for model in found if model.kind == "orpo"],
             published_models=[_trained(model) for model in found if model.kind == "published"],
         )
+
+    @router.get("/models/tree")
+    def tree() -> FamilyReply:
+        """What was made from what, with the commands that would make it again."""
+        return FamilyReply(members=family(workspace))
 
     @router.delete("/models/{name:path}")
     def remove(name: ModelName) -> ModelRemovedReply:

@@ -286,6 +286,11 @@
             return this.#post('/api/models/download', { model_name: modelName, revision });
         }
 
+        /** What was made from what, with the commands that would make it again. */
+        modelsTree() {
+            return this.#get('/api/models/tree');
+        }
+
         /** Delete a base, downloaded or published model for good. */
         deleteModel(name) {
             return this.#delete(`/api/models/${name.split('/').map(part).join('/')}`);
