@@ -75,7 +75,7 @@ def test_files_from_anywhere_are_measured_and_told_in_words(
     text = capsys.readouterr().out
     assert "elsewhere.json: " in text and " of 2 right" in text and "95 % interval" in text
     assert "shipped: loss " in text and "17 documents" in text
-    assert main([*arguments, "--probes", "absent.json"]) == 2
+    assert main([*arguments, "--probes", "absent.json"]) == 1
     assert "probe_files: there is no such path" in capsys.readouterr().err
 
 
@@ -102,8 +102,8 @@ def test_a_job_measures_in_a_process_of_its_own(run: Run, web: TestClient) -> No
     ("changes", "code"),
     [
         ({"model": "nix"}, "MODEL_NOT_FOUND"),
-        ({"probe_files": ["../../etc/passwd"]}, "INVALID_CONFIG"),
-        ({"general_files": ["/etc"]}, "INVALID_CONFIG"),
+        ({"probe_files": ["../../etc/passwd"]}, "PATH_NOT_FOUND"),
+        ({"general_files": ["/etc"]}, "PATH_NOT_FOUND"),
         ({"probe_files": [], "general_files": []}, "INVALID_REQUEST"),
         ({"probe_files": ["dataset/general.txt"]}, "DATASET_UNUSABLE"),
     ],
