@@ -118,6 +118,9 @@ def test_the_folder_tells_what_it_is_and_how_to_make_it_again(trained: Run) -> N
     assert trained.record().data["fingerprint"] in card
     assert f"forgellm cli generate --model published/{folder.name}\n" in card
     assert str(trained.workspace.root) not in card
+    assert f"forgellm reproduce {trained.record().training_id}" in card
+    assert "Not measured in this run" in card
+    assert card.count("**published**") == 1
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))
     assert parse_recipe(recipe) == trained.record().recipe.model_copy(
         update={"model_name": "base/tiny"}

@@ -18,7 +18,8 @@ import pytest
 from safetensors.numpy import save
 
 from forgellm.catalog import download, find_model, list_models
-from forgellm.catalog.hub import pull, remove
+from forgellm.catalog.hub import pull
+from forgellm.catalog.remove import remove_model
 from forgellm.errors import (
     Conflict,
     DiskTooSmall,
@@ -44,7 +45,7 @@ FILES = {
     "consolidated.safetensors": b"and again",
     "README.md": b"# tiny",
 }
-TAKEN = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
+TAKEN = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors", "README.md"}
 
 
 @dataclass
@@ -395,10 +396,12 @@ def test_a_pulled_or_half_pulled_model_can_be_removed(
     hub: FakeHub, cache: Path, workspace: Workspace
 ) -> None:
     pull(REPO)
-    assert remove(REPO, workspace) == sum(len(FILES[name]) for name in TAKEN) + len(COMMIT)
+    assert remove_model(REPO, workspace, []) == sum(len(FILES[name]) for name in TAKEN) + len(
+        COMMIT
+    )
     assert list(cache.iterdir()) == []
     hub.cuts = [1000, 0, 0, 0]
     with pytest.raises(HubUnavailable):
         pull(REPO)
-    assert remove(REPO, workspace) >= 1000
+    assert remove_model(REPO, workspace, []) >= 1000
     assert list(cache.iterdir()) == []

@@ -16,6 +16,7 @@ from forgellm.catalog.gguf_config import build_config, read_architecture
 from forgellm.catalog.gguf_file import GgufFile, damaged
 from forgellm.catalog.gguf_tokenizer import build_tokenizer
 from forgellm.catalog.gguf_weights import Dtype, plan_tensors, total_bytes, write_weights
+from forgellm.catalog.licence import LICENCE
 from forgellm.errors import Conflict, DiskTooSmall, InvalidRequest, PathNotFound
 from forgellm.paths import RUN_NAME, Workspace
 
@@ -100,6 +101,7 @@ def _write_folder(file: Path, folder: Path, dtype: Dtype, on_progress: OnProgres
     _write_json(folder / "generation_config.json", generation)
     _write_json(folder / "tokenizer_config.json", tokenizer_config)
     tokenizer.save(str(folder / "tokenizer.json"))
+    _write_card(folder, source.metadata)
 
     done = 0
 
@@ -109,6 +111,14 @@ def _write_folder(file: Path, folder: Path, dtype: Dtype, on_progress: OnProgres
         on_progress(done, total)
 
     write_weights(source, planned, folder, dtype, count)
+
+
+def _write_card(folder: Path, metadata: dict[str, Any]) -> None:
+    """What the file says of its licence, where the hub's model cards say it."""
+    licence = metadata.get("general.license")
+    if isinstance(licence, str) and LICENCE.fullmatch(licence):
+        text = f"---\nlicense: {licence}\n---\n\nImported from GGUF.\n"
+        (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _stop_ids(metadata: dict[str, Any], vocabulary: dict[str, int]) -> list[int]:

@@ -1,7 +1,7 @@
 """Brings a model from the hub into the standard Hugging Face cache.
 
-Only safetensors, JSON, tokenizer files and chat templates are taken. Nothing is visible before
-everything is there: blobs first, then the snapshot in one rename, then the ref.
+Only safetensors, JSON, tokenizer files, chat templates and the model card are taken. Nothing is
+visible before everything is there: blobs first, then the snapshot in one rename, then the ref.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from forgellm.paths import hub_cache
 
 _WANTED = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._+-]*\.(safetensors|json|jinja|tiktoken)"
-    r"|tokenizer\.model|spiece\.model|vocab\.txt|merges\.txt"
+    r"|tokenizer\.model|spiece\.model|vocab\.txt|merges\.txt|README\.md"
 )
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

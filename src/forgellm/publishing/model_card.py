@@ -8,12 +8,14 @@ import yaml
 
 from forgellm import __version__
 from forgellm.catalog import ModelFolder
+from forgellm.catalog.licence import licence_of
+from forgellm.publishing.card_figures import before_and_after, ranking, table
 from forgellm.publishing.dashboard_png import DASHBOARD_NAME
 from forgellm.publishing.dashboard_story import Story, compact, duration, method_of, read_story
 from forgellm.runs.checkpoints import Checkpoint
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe
-from forgellm.schema.run import Ancestor
+from forgellm.schema.run import Ancestor, RunRecord
 
 _TAGS = {
     "cpt": "continued-pretraining",
@@ -68,11 +70,13 @@ def model_card(
         f"![Training dashboard]({DASHBOARD_NAME})\n",
         *_descent(base_name, descent),
         "## Data\n\n" + _table(_data(story.record.data)),
+        ranking(run, checkpoint),
+        before_and_after(run, checkpoint),
         "## Is it the checkpoint?\n\n" + _comparison(verification),
         _RUN.replace("{name}", name),
-        f"## Recipe\n\nAlso in `recipe.yaml`, for `forgellm train --config`.\n\n```yaml\n{recipe}```\n",
-        "## Limits\n\nThe licence of the base model applies. What the base model gets wrong, this "
-        "one may get wrong too; text it was trained on can appear in its answers.\n",
+        _again(story.record, recipe),
+        f"## Limits\n\n{_licence_words(base)} What the base model gets wrong, this one may get "
+        "wrong too; text it was trained on can appear in its answers.\n",
     ]
     return "\n".join(parts)
 
@@ -81,6 +85,8 @@ def _head(base: ModelFolder, recipe: Recipe) -> str:
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if base.kind == "cached":  # only then is the name one that the hub knows
         head["base_model"] = base.name
+    if licence := licence_of(base.path):
+        head["license"] = licence
     head["tags"] = ["forgellm", _TAGS[recipe.training_type]]
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
 
@@ -133,6 +139,22 @@ def _data(data: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _again(record: RunRecord, recipe: str) -> str:
+    versions = ", ".join(f"{name} {value}" for name, value in record.versions.items() if value)
+    return (
+        "## Make it again\n\nWhere the run is: "
+        f"`forgellm reproduce {record.training_id}`. Anywhere else, with the data of the "
+        "fingerprint above: `forgellm train --config recipe.yaml`. It was trained with "
+        f"{versions or 'unknown versions'}, in {record.dtype or 'an unknown type'} on "
+        f"{record.device or 'an unknown device'}.\n\n```yaml\n{recipe}```\n"
+    )
+
+
+def _licence_words(base: ModelFolder) -> str:
+    licence = licence_of(base.path)
+    return f"The base model's licence ({licence or 'not stated in its files'}) applies."
+
+
 def _comparison(verification: dict[str, Any]) -> str:
     return (
         "The weights were read back from this folder and compared with the base model and its "
@@ -144,5 +166,4 @@ def _comparison(verification: dict[str, Any]) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
-    lines = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
-    return "\n".join(lines) + "\n"
+    return table(("", ""), rows)
