@@ -21,6 +21,7 @@ from forgellm.paths import Workspace
 from forgellm.schema.evaluation import EvaluateRequest
 from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest
 from forgellm.schema.publishing import DownloadRequest, PublishRequest
+from forgellm.schema.push import PushRequest
 from forgellm.schema.questions import QuestionsRequest
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import ResumeRequest
@@ -160,6 +161,7 @@ REQUESTS: dict[str, Callable[[Any], object]] = {
     "/api/training/resume": ResumeRequest.model_validate,
     "/api/training/publish_checkpoint": PublishRequest.model_validate,
     "/api/models/download": DownloadRequest.model_validate,
+    "/api/models/push": PushRequest.model_validate,
     "/api/dataset/questions": QuestionsRequest.model_validate,
     "/api/evaluate": EvaluateRequest.model_validate,
     "/api/model/load": LoadRequest.model_validate,

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forgellm.cli.push import add_command as add_push
+from forgellm.cli.push import push
 from forgellm.paths import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     command = commands.add_parser("pull", help="download a model from the Hugging Face hub")
     command.add_argument("repo", metavar="REPO", help="its id, e.g. Qwen/Qwen3-0.6B")
     command.add_argument("--revision", default="main", help="branch, tag or commit")
+    add_push(commands)
     command = commands.add_parser("remove", help="delete a pulled, imported or published model")
     command.add_argument("name", metavar="NAME")
     command.add_argument("--yes", action="store_true", help="do not ask")
@@ -49,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         "list": _list,
         "tree": _tree,
         "pull": _pull,
+        "push": push,
         "remove": _remove,
     }
     return commands[args.models_command](args, find_workspace(args.workspace))

@@ -27,6 +27,10 @@ def task_named(name: str) -> Task:
             from forgellm.publishing.build import publish_task
 
             return publish_task
+        case "push":
+            from forgellm.publishing.push import push_task
+
+            return push_task
     raise ValueError(name)
 
 

@@ -166,6 +166,13 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes):
         body = {"model_name": model_name, "revision": revision}
         return self._post("/api/models/download", body)
 
+    def push_model(
+        self, model_name: str, repo_id: str, *, private: bool = True, dry_run: bool = False
+    ) -> Reply:
+        """Send `published/NAME` or `exported/NAME` to the hub; the reply has the `job_id`."""
+        body = {"model_name": model_name, "repo_id": repo_id}
+        return self._post("/api/models/push", {**body, "private": private, "dry_run": dry_run})
+
     def models_tree(self) -> Reply:
         """What was made from what, with the commands that would make it again."""
         return self._get("/api/models/tree")

@@ -1,4 +1,4 @@
-"""Find models by a part of their name, and download new ones from the hub."""
+"""Find models by a part of their name, bring new ones from the hub, and send own ones there."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from forgellm.envelope import JsonRoute
 from forgellm.errors import InvalidRequest
 from forgellm.paths import Workspace
 from forgellm.schema.publishing import DownloadRequest, FoundModel, JobStarted, SearchReply
+from forgellm.schema.push import PushRequest
 from forgellm.web.jobs import Job, JobRunner
 
 
@@ -36,6 +37,19 @@ def make_router(workspace: Workspace, jobs: JobRunner) -> APIRouter:
         key = f"{body.model_name}@{body.revision}"
         job = jobs.submit("download", key, lambda job: _pull(job, body), "download")
         return JobStarted(message="Download started", job_id=job.job_id)
+
+    @router.post("/push")
+    def push(body: PushRequest) -> JobStarted:
+        """Send a published model or an export to the hub, as a job; private unless it says no."""
+        from forgellm.publishing import push as pushing
+
+        pushing.find_pushed(body.model_name, workspace)
+
+        def work(job: Job) -> dict[str, Any]:
+            return pushing.push(body, workspace, job.report, job.stop_with).model_dump()
+
+        job = jobs.submit("push", body.model_dump_json(), work, "download")
+        return JobStarted(message="Push started", job_id=job.job_id)
 
     return router
 

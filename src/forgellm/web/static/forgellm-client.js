@@ -286,6 +286,11 @@
             return this.#post('/api/models/download', { model_name: modelName, revision });
         }
 
+        /** Send `published/NAME` or `exported/NAME` to the hub; options are `private`, `dry_run`. */
+        pushModel(modelName, repoId, options = {}) {
+            return this.#post('/api/models/push', { ...options, model_name: modelName, repo_id: repoId });
+        }
+
         /** What was made from what, with the commands that would make it again. */
         modelsTree() {
             return this.#get('/api/models/tree');
