@@ -27,6 +27,10 @@ def task_named(name: str) -> Task:
             from forgellm.publishing.build import publish_task
 
             return publish_task
+        case "export":
+            from forgellm.publishing.export import export_task
+
+            return export_task
     raise ValueError(name)
 
 

@@ -166,6 +166,19 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes):
         body = {"model_name": model_name, "revision": revision}
         return self._post("/api/models/download", body)
 
+    def export_model(self, model_name: str, *, format: str = "gguf", type: str = "Q8_0") -> Reply:
+        """Write the model in another format to `models/exported/`; the reply is a job."""
+        body = {"model_name": model_name, "format": format, "type": type}
+        return self._post("/api/models/export", body)
+
+    def list_exports(self) -> Reply:
+        """What lies in `models/exported/`: `exports`, newest first."""
+        return self._get("/api/models/exports")
+
+    def delete_export(self, name: str) -> Reply:
+        """Delete an export for good."""
+        return self._delete(f"/api/models/exports/{quote(name, safe='')}")
+
     def models_tree(self) -> Reply:
         """What was made from what, with the commands that would make it again."""
         return self._get("/api/models/tree")

@@ -27,6 +27,7 @@ from forgellm.web.api import (
     demo,
     estimate,
     evaluate,
+    exports,
     filesystem,
     health,
     hub,
@@ -96,6 +97,8 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
     app.include_router(health.make_router(workspace, model_server))
     for area in _OF_RUNS:
         app.include_router(area.make_router(workspace, run_status))
+    # Before the models, of which any name may be deleted.
+    app.include_router(exports.make_router(workspace, job_runner))
     for area in _OF_THE_WORKSPACE:
         app.include_router(area.make_router(workspace))
     for area in _WITH_JOBS:

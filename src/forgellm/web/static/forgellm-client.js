@@ -286,6 +286,21 @@
             return this.#post('/api/models/download', { model_name: modelName, revision });
         }
 
+        /** Write the model in another format to models/exported/; the reply has the `job_id`, at once. */
+        exportModel(modelName, { format = 'gguf', type = 'Q8_0' } = {}) {
+            return this.#post('/api/models/export', { model_name: modelName, format, type });
+        }
+
+        /** What lies in models/exported/, newest first. */
+        listExports() {
+            return this.#get('/api/models/exports');
+        }
+
+        /** Delete an export for good. */
+        deleteExport(name) {
+            return this.#delete(`/api/models/exports/${part(name)}`);
+        }
+
         /** What was made from what, with the commands that would make it again. */
         modelsTree() {
             return this.#get('/api/models/tree');
