@@ -88,7 +88,7 @@ def _write_model(
         lambda done: on_progress(0.05 + 0.5 * done, "merging the weights"),
     )
     on_progress(0.6, "comparing with the base model and its checkpoint")
-    agreement = _compare(engine, base.path, checkpoint.weights, out)
+    agreement = compare(engine, base.path, checkpoint.weights, out)
     on_progress(0.9, "drawing the dashboard and writing the model card")
     draw_dashboard(run, out / DASHBOARD_NAME)
     origin = origin_of(record, base, run.workspace)
@@ -102,7 +102,7 @@ def _write_model(
         "published",
         [f"{source}@{checkpoint.iteration}"],
         command,
-        base_model=_shown(origin),
+        base_model=shown_name(origin),
         checkpoints=[item.model_dump(mode="json") for item in descent],
     )
     card = model_card(run, descent, checkpoint, origin, name, figures_of(agreement), recipe)
@@ -123,16 +123,16 @@ def origin_of(record: RunRecord, base: ModelFolder, workspace: Workspace) -> Mod
 def recipe_yaml(record: RunRecord, origin: ModelFolder) -> str:
     """The run's recipe, to be trained again with `forgellm train --config`."""
     fields = record.recipe.model_dump(mode="json", exclude_none=True, exclude=_PRIVATE_FIELDS)
-    fields["model_name"] = _shown(origin)
+    fields["model_name"] = shown_name(origin)
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
 
-def _shown(model: ModelFolder) -> str:
+def shown_name(model: ModelFolder) -> str:
     """A folder given by its place on this machine is named by its last part alone."""
     return Path(model.name).name if Path(model.name).is_absolute() else model.name
 
 
-def _compare(engine: FuseEngine, base: Path, weights: Path, out: Path) -> Agreement:
+def compare(engine: FuseEngine, base: Path, weights: Path, out: Path) -> Agreement:
     """Raises ForgeError with the figures where the two models are not the same."""
     agreement = engine.agreement(base, weights, out, general_prompts(Tokenizer.load(base)))
     # A comparison with NaN is false, so it is refused too.
