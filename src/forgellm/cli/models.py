@@ -1,4 +1,4 @@
-"""`forgellm models`: import, export, list, pull and remove."""
+"""`forgellm models`: import, export, combine, list, pull and remove."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forgellm.cli import export
+from forgellm.cli import combine, export
 from forgellm.paths import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     command.add_argument("name", metavar="NAME")
     command.add_argument("--yes", action="store_true", help="do not ask")
     parser.set_defaults(run=run)
+    combine.add_parser(commands)
 
 
 def run(args: argparse.Namespace) -> int:

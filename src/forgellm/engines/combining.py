@@ -58,7 +58,8 @@ def keep_largest(change: Array, density: float) -> Array:
 def keep_random(change: Array, density: float, random: np.random.Generator) -> Array:
     """Each element is kept with probability `density`, then divided by it; the others become 0."""
     kept = random.random(change.shape, np.float32) < density
-    return np.where(kept, change / np.float32(density), np.float32(0))
+    enlarged: Array = change / np.float32(density)
+    return np.where(kept, enlarged, np.float32(0))
 
 
 def mean_of_elected(changes: Sequence[Array], weights: Sequence[float]) -> Array:

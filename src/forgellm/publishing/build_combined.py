@@ -26,8 +26,8 @@ from forgellm.errors import ForgeError
 from forgellm.paths import Workspace
 from forgellm.publishing.artefact import write_lineage
 from forgellm.publishing.build import compare, shown_name
+from forgellm.publishing.combine import Parts, find_parts, name_of, require_free_name
 from forgellm.publishing.comparison import figures_of, general_prompts
-from forgellm.publishing.combine import Parts, find_parts, require_free_name
 from forgellm.runs.checkpoints import verify, weights_sha256
 from forgellm.schema.combining import CombineRequest
 
@@ -118,10 +118,11 @@ def _write(
         stacked = write_stacked(files, weights, out.with_name("stacked"))
         verification |= figures_of(compare(engine, base.path, stacked, out))
     compared = []
-    for number, (name, file) in enumerate(zip(request.checkpoints, files, strict=True)):
-        on_progress(0.7 + 0.25 * number / len(files), f"comparing with {name}")
-        agreement = _predictions(engine, base.path, file, out)
-        compared.append({"checkpoint": name, "weight": weights[number], **_alike(agreement)})
+    for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+        name = name_of(*part)
+        on_progress(0.7 + 0.25 * number / len(parts), f"comparing with {name}")
+        agreement = _predictions(engine, base.path, files[number], out)
+        compared.append({"checkpoint": name, "weight": weight, **_alike(agreement)})
     on_progress(0.95, "writing the model card")
     write_lineage(
         out,
@@ -189,7 +190,9 @@ def _card(
         f"| {part['mean_kl']:.4f} |\n"
         for part in compared
     )
-    checked = f"Rows of all {verification['weights_read_back']} changed weights were read back from "
+    checked = (
+        f"Rows of all {verification['weights_read_back']} changed weights were read back from "
+    )
     checked += "the disk and are as computed."
     if "mean_kl" in verification:
         checked += (

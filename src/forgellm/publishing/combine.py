@@ -34,13 +34,13 @@ def combine(
 
 
 def pinned(request: CombineRequest, workspace: Workspace) -> CombineRequest:
-    """The request with each checkpoint as `TYPE/RUN@ITERATION`, found to be possible.
+    """The request with each checkpoint as `TRAINING_ID@ITERATION`, found to be possible.
 
     Raises RunNotFound, CheckpointNotFound, ModelNotFound, InvalidRequest, Conflict.
     """
     parts = find_parts(request.checkpoints, workspace)
     require_free_name(request.name, workspace)
-    return request.model_copy(update={"checkpoints": [name_of(*part) for part in parts]})
+    return request.model_copy(update={"checkpoints": [id_of(*part) for part in parts]})
 
 
 def find_parts(checkpoints: Sequence[str], workspace: Workspace) -> Parts:
@@ -80,6 +80,11 @@ def require_free_name(name: str, workspace: Workspace) -> None:
 def name_of(run: Run, checkpoint: Checkpoint) -> str:
     """What the checkpoint is loaded by."""
     return f"{run.record().training_type}/{run.name}@{checkpoint.iteration}"
+
+
+def id_of(run: Run, checkpoint: Checkpoint) -> str:
+    """The same by what stays when the run is renamed."""
+    return f"{run.record().training_id}@{checkpoint.iteration}"
 
 
 def _base_of(run: Run) -> str:

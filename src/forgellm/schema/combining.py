@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from forgellm.schema.request import Request
 
 CombineMethod = Literal["linear", "ties", "dare_linear", "dare_ties"]
+COMBINE_METHODS: tuple[CombineMethod, ...] = get_args(CombineMethod)
 MAX_COMBINED = 8
 
 _COMBINE = {
@@ -25,7 +26,8 @@ class CombineRequest(Request, json_schema_extra={"examples": [_COMBINE]}):
         description="Runs of one base model, by name or id: RUN (its best checkpoint) or RUN@ITERATION.",
     )
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$", description="Of the folder in models/published/."
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$",
+        description="Of the folder in models/published/.",
     )
     method: CombineMethod = Field(
         "linear",

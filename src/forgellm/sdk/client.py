@@ -8,13 +8,14 @@ from urllib.parse import quote
 
 from forgellm.sdk.conversation_routes import ConversationRoutes
 from forgellm.sdk.data_routes import DataRoutes
+from forgellm.sdk.model_routes import ModelRoutes
 from forgellm.sdk.replies import Reply, error_of
 from forgellm.sdk.run_routes import RunRoutes
 from forgellm.sdk.streams import follow_training
 from forgellm.sdk.transport import given
 
 
-class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes):
+class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes, ModelRoutes):
     """Talks to a web server. Each method is one route and returns the server's reply as a dict.
 
     A failure is a reply too: `success` is false, and `error`, `error_code`, `details` and

@@ -21,6 +21,7 @@ from forgellm.web import pages
 from forgellm.web.api import (
     chains,
     checkpoints,
+    combine,
     conversations,
     dashboard,
     datasets,
@@ -63,7 +64,7 @@ _OF_THE_WORKSPACE = (
     uploads,
     conversations,
 )
-_WITH_JOBS = (publishing, preparation, evaluate, hub, demo)
+_WITH_JOBS = (publishing, combine, preparation, evaluate, hub, demo)
 
 
 def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: str) -> ASGIApp:

@@ -306,6 +306,14 @@
             return this.#get('/api/models/tree');
         }
 
+        /**
+         * Combine adapters of one model (RUN or RUN@ITERATION) to published/NAME, as a job.
+         * Options are `method`, `weights`, `density` and `seed`.
+         */
+        combineAdapters(checkpoints, name, options = {}) {
+            return this.#post('/api/models/combine', { checkpoints, name, ...options });
+        }
+
         /** Delete a base, downloaded or published model for good. */
         deleteModel(name) {
             return this.#delete(`/api/models/${name.split('/').map(part).join('/')}`);
