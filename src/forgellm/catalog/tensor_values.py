@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from forgellm.catalog.safetensors_header import TensorInfo, read_header
+from forgellm.catalog.safetensors_header import TensorInfo
 from forgellm.errors import UnsupportedModel
 
 _STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}

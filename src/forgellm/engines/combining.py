@@ -71,7 +71,8 @@ def mean_of_elected(changes: Sequence[Array], weights: Sequence[float]) -> Array
         elected = np.where(is_positive, change > 0, change < 0)
         total += np.float32(weight) * change * elected
         count += elected
-    return total / np.maximum(count, np.float32(1))
+    total /= np.maximum(count, 1)
+    return total
 
 
 def _weighted_sum(changes: Sequence[Array], weights: Sequence[float]) -> Array:
