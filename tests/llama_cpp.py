@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 
-def answers(file: Path, requests: list[dict[str, Any]], context: int = 256) -> list[dict[str, Any]]:
+def answers(
+    file: Path, requests: list[dict[str, Any]], context: int = 256, lora: Path | None = None
+) -> list[dict[str, Any]]:
     """What llama.cpp says to each request, with its own tokens in `tokens`."""
+    adapters = [] if lora is None else [str(lora)]
     done = subprocess.run(
-        [sys.executable, __file__, str(file), str(context)],
+        [sys.executable, __file__, str(file), str(context), *adapters],
         input=json.dumps(requests),
         capture_output=True,
         text=True,
@@ -29,6 +32,7 @@ def _main() -> None:
     params = xllamacpp.CommonParams()
     params.model.path = sys.argv[1]
     params.n_ctx = int(sys.argv[2])
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in sys.argv[3:]]
     params.n_parallel = 1
     params.n_gpu_layers = 0
     params.warmup = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from forgellm.paths import find_workspace
+from forgellm.paths import Workspace
 from forgellm.schema.combining import COMBINE_METHODS
 
 
@@ -40,10 +40,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--density", type=float, default=0.5, help="share that ties and dare keep (default: 0.5)")
     add("--seed", type=int, default=0, help="of what dare keeps (default: 0)")
     add("--json", action="store_true", help="machine-readable output")
-    parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, workspace: Workspace) -> int:
     """Raises ForgeError."""
     from forgellm.cli.model_choice import checked
     from forgellm.cli.progress import progress_bar
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     fields = ("checkpoints", "name", "method", "weights", "density", "seed")
     request = checked(CombineRequest, **{name: getattr(args, name) for name in fields})
     with progress_bar() as on_progress:
-        combined = combine(request, find_workspace(args.workspace), on_progress)
+        combined = combine(request, workspace, on_progress)
     if args.json:
         import json
 

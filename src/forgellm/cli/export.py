@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, get_args
+from typing import Any
 
 from forgellm.paths import Workspace
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
-    from forgellm.schema.exports import ExportRequest
+    from forgellm.schema.exports import ADAPTER_FORMATS
 
     command = commands.add_parser(
         "export",
         help="write a model in another format to models/exported/",
         description="Write a model as a GGUF file for llama.cpp and Ollama, read it back, and "
-        "compare it with the model. To export a run, publish a checkpoint of it first.",
+        "compare it with the model; or a checkpoint's adapter alone for PEFT, mlx-lm or llama.cpp. "
+        "To export a run as a whole model, publish a checkpoint of it first.",
     )
-    command.add_argument("model", metavar="MODEL", help="what it is loaded by")
-    formats = get_args(ExportRequest.model_fields["format"].annotation)
-    command.add_argument("--format", choices=formats, required=True)
+    command.add_argument(
+        "model",
+        metavar="MODEL",
+        help="what it is loaded by; for an adapter RUN (its best checkpoint) or RUN@ITERATION",
+    )
+    command.add_argument("--format", choices=("gguf", *ADAPTER_FORMATS), required=True)
     command.add_argument(
         "--type",
         default="Q8_0",
         metavar="TYPE",
-        help="what weights are stored in (default: Q8_0): F32, F16, BF16, Q8_0, Q5_1, Q4_0 ...; "
+        help="what a gguf model's weights are stored in (default: Q8_0): F32, F16, BF16, Q8_0, Q5_1, Q4_0 ...; "
         "K-quants such as Q4_K_M need llama.cpp's llama-quantize",
     )
     command.add_argument("--json", action="store_true", help="machine-readable output")
@@ -45,6 +49,10 @@ def run(args: argparse.Namespace, workspace: Workspace) -> int:
         import json
 
         print(json.dumps(made, indent=2))
+        return 0
+    if args.format != "gguf":
+        print(f"Exported {made['checkpoint']} to {made['path']}/")
+        print(f"  {', '.join(made['files'])}: {made['size_mb']:.3f} MB, for {made['base_model']}")
         return 0
     figures = made["verification"]
     print(f"Exported to {made['path']}/")

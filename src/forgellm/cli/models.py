@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the command and its sub-commands."""
-    parser = subparsers.add_parser("models", help="import, export, list, pull and remove models")
+    parser = subparsers.add_parser("models", help="import, export, combine, list, pull and remove models")
     parser.add_argument("--workspace", help="folder that holds models/ and dataset/")
     commands = parser.add_subparsers(dest="models_command", required=True, metavar="COMMAND")
 
@@ -43,8 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     command.add_argument("name", metavar="NAME")
     command.add_argument("--yes", action="store_true", help="do not ask")
-    parser.set_defaults(run=run)
     combine.add_parser(commands)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     commands: dict[str, Callable[[argparse.Namespace, Workspace], int]] = {
         "import": _import,
         "export": export.run,
+        "combine": combine.run,
         "list": _list,
         "tree": _tree,
         "pull": _pull,

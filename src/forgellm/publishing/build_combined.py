@@ -12,6 +12,7 @@ import yaml
 from forgellm import __version__
 from forgellm.atomic import file_lock, whole_folder
 from forgellm.catalog import ModelFolder
+from forgellm.catalog.licence import licence_of
 from forgellm.catalog.safetensors_header import read_header
 from forgellm.catalog.safety import weight_files
 from forgellm.catalog.tensor_values import read_rows
@@ -26,8 +27,9 @@ from forgellm.errors import ForgeError
 from forgellm.paths import Workspace
 from forgellm.publishing.artefact import write_lineage
 from forgellm.publishing.build import compare, shown_name
-from forgellm.publishing.combine import Parts, find_parts, name_of, require_free_name
+from forgellm.publishing.combine import find_parts, require_free_name
 from forgellm.publishing.comparison import figures_of, general_prompts
+from forgellm.publishing.sources import Source, name_of
 from forgellm.runs.checkpoints import verify, weights_sha256
 from forgellm.schema.combining import CombineRequest
 
@@ -90,7 +92,7 @@ def build_combined(
 
 def _write(
     request: CombineRequest,
-    parts: Parts,
+    parts: list[Source],
     base: ModelFolder,
     out: Path,
     on_progress: OnProgress,
@@ -184,6 +186,9 @@ def _card(
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if base.kind == "cached":  # only then is the name one that the hub knows
         head["base_model"] = base.name
+    licence = licence_of(base.path)
+    if licence is not None:
+        head["license"] = licence
     head["tags"] = ["forgellm", "merge"]
     rows = "".join(
         f"| `{part['checkpoint']}` | {part['weight']:g} | {100 * part['top1_agreement']:.1f} % "
@@ -229,7 +234,7 @@ It is a model in Hugging Face layout, for `transformers`, `mlx_lm` and others.
 {" ".join(_command(request))}
 ```
 
-The licence of the base model applies.
+The licence of the base model ({licence or "not stated in its files"}) applies.
 """
 
 

@@ -10,12 +10,10 @@ from forgellm.child import OnProgress
 from forgellm.errors import Conflict, InvalidRequest
 from forgellm.paths import Workspace
 from forgellm.publishing.artefact import make
-from forgellm.runs.checkpoints import Checkpoint
+from forgellm.publishing.sources import Source, id_of, require_adapter
 from forgellm.runs.lineage import merged_ancestor, merged_name, start_checkpoint
 from forgellm.runs.store import Run
 from forgellm.schema.combining import CombineRequest
-
-Parts = list[tuple[Run, Checkpoint]]
 
 
 def combine(
@@ -43,7 +41,7 @@ def pinned(request: CombineRequest, workspace: Workspace) -> CombineRequest:
     return request.model_copy(update={"checkpoints": [id_of(*part) for part in parts]})
 
 
-def find_parts(checkpoints: Sequence[str], workspace: Workspace) -> Parts:
+def find_parts(checkpoints: Sequence[str], workspace: Workspace) -> list[Source]:
     """Raises RunNotFound, CheckpointNotFound, ModelNotFound, InvalidRequest."""
     parts = [start_checkpoint(name, workspace) for name in checkpoints]
     for run, checkpoint in parts:
@@ -58,16 +56,6 @@ def find_parts(checkpoints: Sequence[str], workspace: Workspace) -> Parts:
     return parts
 
 
-def require_adapter(run: Run, checkpoint: Checkpoint) -> None:
-    """Raises InvalidRequest for the checkpoint of a full run."""
-    if checkpoint.weights.is_dir():
-        raise InvalidRequest(
-            f"{name_of(run, checkpoint)} is a full model, not an adapter",
-            suggestion="Publish it: forgellm publish "
-            f"--run {run.name} --iteration {checkpoint.iteration}",
-        )
-
-
 def require_free_name(name: str, workspace: Workspace) -> None:
     """Raises Conflict."""
     if (workspace.published_models / name).exists():
@@ -75,16 +63,6 @@ def require_free_name(name: str, workspace: Workspace) -> None:
             f"There is a model published/{name} already",
             suggestion=f"Choose another name, or remove it: forgellm models remove published/{name}",
         )
-
-
-def name_of(run: Run, checkpoint: Checkpoint) -> str:
-    """What the checkpoint is loaded by."""
-    return f"{run.record().training_type}/{run.name}@{checkpoint.iteration}"
-
-
-def id_of(run: Run, checkpoint: Checkpoint) -> str:
-    """The same by what stays when the run is renamed."""
-    return f"{run.record().training_id}@{checkpoint.iteration}"
 
 
 def _base_of(run: Run) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from forgellm.child import OnProgress
 from forgellm.paths import Workspace
+from forgellm.publishing.build_adapter import build_adapter
 from forgellm.publishing.gguf_export import build_gguf
 from forgellm.schema.exports import ExportRequest
 
@@ -15,6 +16,6 @@ def export_task(
 ) -> dict[str, Any]:
     """See `exports.export_model`, which asks for it. Raises ForgeError."""
     wanted = ExportRequest.model_validate(request)
-    match wanted.format:
-        case "gguf":
-            return build_gguf(wanted, workspace, on_progress)
+    if wanted.format == "gguf":
+        return build_gguf(wanted, workspace, on_progress)
+    return build_adapter(wanted, workspace, on_progress)

@@ -15,7 +15,9 @@ from forgellm.child import OnProgress
 from forgellm.errors import Conflict, NotFound
 from forgellm.paths import RUN_NAME, Workspace
 from forgellm.publishing.artefact import LINEAGE_NAME, make
-from forgellm.schema.exports import ExportItem, ExportRequest
+from forgellm.publishing.sources import require_adapter
+from forgellm.runs.lineage import start_checkpoint
+from forgellm.schema.exports import ADAPTER_FORMATS, ExportItem, ExportRequest
 
 
 def export_model(
@@ -37,8 +39,13 @@ def export_model(
 def check_export(request: ExportRequest, workspace: Workspace) -> Path:
     """The folder to be made, once what needs no reading of weights is found right.
 
-    Raises ModelNotFound, UnsupportedModel, InvalidRequest, Conflict.
+    Raises ModelNotFound, RunNotFound, CheckpointNotFound, UnsupportedModel, InvalidRequest,
+    Conflict.
     """
+    if request.format in ADAPTER_FORMATS:
+        run, checkpoint = start_checkpoint(request.model_name, workspace)
+        require_adapter(run, checkpoint)
+        return free_folder(workspace, f"{run.name}_{checkpoint.iteration:07d}-{request.format}")
     from forgellm.publishing.gguf_types import gguf_type  # brings numpy
 
     model = find_model(request.model_name, workspace)

@@ -168,7 +168,10 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes, ModelRoutes):
         return self._post("/api/models/download", body)
 
     def export_model(self, model_name: str, *, format: str = "gguf", type: str = "Q8_0") -> Reply:
-        """Write the model in another format to `models/exported/`; the reply is a job."""
+        """Write the model in another format to `models/exported/`; the reply is a job.
+
+        `format` is gguf, or peft, mlx or gguf-lora for the adapter of a run (`RUN` or `RUN@300`).
+        """
         body = {"model_name": model_name, "format": format, "type": type}
         return self._post("/api/models/export", body)
 

@@ -286,7 +286,10 @@
             return this.#post('/api/models/download', { model_name: modelName, revision });
         }
 
-        /** Write the model in another format to models/exported/; the reply has the `job_id`, at once. */
+        /**
+         * Write the model in another format to models/exported/; the reply has the `job_id`, at once.
+         * `format` is gguf, or peft, mlx or gguf-lora for the adapter of a run (RUN or RUN@300).
+         */
         exportModel(modelName, { format = 'gguf', type = 'Q8_0' } = {}) {
             return this.#post('/api/models/export', { model_name: modelName, format, type });
         }
