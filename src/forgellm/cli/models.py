@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the command and its sub-commands."""
-    parser = subparsers.add_parser("models", help="import, export, combine, list, pull and remove models")
+    parser = subparsers.add_parser(
+        "models", help="import, export, combine, list, pull and remove models"
+    )
     parser.add_argument("--workspace", help="folder that holds models/ and dataset/")
     commands = parser.add_subparsers(dest="models_command", required=True, metavar="COMMAND")
 

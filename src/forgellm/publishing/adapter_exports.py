@@ -23,6 +23,7 @@ from forgellm.engines.layers import inside_block, layer_index
 from forgellm.engines.merging import by_stored_name
 from forgellm.errors import UnsupportedModel
 
+_PEFT_FILE = "adapter_model.safetensors"
 _PEFT_PARTS = {
     "lora_a": "lora_A.weight",
     "lora_b": "lora_B.weight",
@@ -59,8 +60,9 @@ def write_peft(weights: Path, base_name: str, base: ModelFolder, out: Path) -> l
     if blocks != set(range(base.config.get("num_hidden_layers", 0))):
         config["layers_to_transform"] = sorted(blocks)
     (out / CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    return [CONFIG_NAME, "adapter_model.safetensors"]
+    save_file(tensors, out / _PEFT_FILE, metadata={"format": "pt"})
+    (out / _PEFT_FILE).chmod(0o644)  # safetensors lets only the owner read
+    return [CONFIG_NAME, _PEFT_FILE]
 
 
 def write_mlx(weights: Path, base_name: str, out: Path) -> list[str]:
