@@ -18,7 +18,9 @@ from forgellm.guard import Guard, GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
 from forgellm.model_server.shelf import Shelf
 from forgellm.paths import Workspace
+from forgellm.schema.combining import CombineRequest
 from forgellm.schema.evaluation import EvaluateRequest
+from forgellm.schema.exports import ExportRequest
 from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest
 from forgellm.schema.publishing import DownloadRequest, PublishRequest
 from forgellm.schema.push import PushRequest
@@ -160,6 +162,8 @@ REQUESTS: dict[str, Callable[[Any], object]] = {
     "/api/training/start": Recipe.model_validate,
     "/api/training/resume": ResumeRequest.model_validate,
     "/api/training/publish_checkpoint": PublishRequest.model_validate,
+    "/api/models/export": ExportRequest.model_validate,
+    "/api/models/combine": CombineRequest.model_validate,
     "/api/models/download": DownloadRequest.model_validate,
     "/api/models/push": PushRequest.model_validate,
     "/api/dataset/questions": QuestionsRequest.model_validate,

@@ -41,6 +41,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "startChain": ([],),
     "estimate": ({},),
     "publishCheckpoint": ("x",),
+    "combineAdapters": (["x", "y"], "z"),
     "loadModel": ("x",),
     "generateText": ("x",),
     "compareRuns": (["x"],),

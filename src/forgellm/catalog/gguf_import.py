@@ -14,15 +14,12 @@ from typing import Any
 
 from forgellm.catalog.gguf_config import build_config, read_architecture
 from forgellm.catalog.gguf_file import GgufFile, damaged
-from forgellm.catalog.gguf_tokenizer import build_tokenizer
+from forgellm.catalog.gguf_tokenizer import TURN_END_KEYS, TURN_END_TOKENS, build_tokenizer
 from forgellm.catalog.gguf_weights import Dtype, plan_tensors, total_bytes, write_weights
 from forgellm.catalog.licence import LICENCE
 from forgellm.errors import Conflict, DiskTooSmall, InvalidRequest, PathNotFound
 from forgellm.paths import RUN_NAME, Workspace
 
-# Ids that end an answer, besides EOS.
-_TURN_ENDS = ("eot", "eom")
-_TURN_END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
 _STORED_AS = re.compile(r"[.-](I?Q\d\w*|BF16|F16|F32|MXFP4\w*)$", re.IGNORECASE)
 
 OnProgress = Callable[[int, int], None]
@@ -56,7 +53,7 @@ def import_gguf(
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".import-", dir=target.parent))
     try:
-        _write_folder(file, draft, dtype, on_progress or (lambda done, total: None))
+        write_folder(file, draft, dtype, on_progress or (lambda done, total: None))
         draft.chmod(0o755)  # mkdtemp's folders are closed to others
         draft.rename(target)
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
@@ -81,7 +78,8 @@ def _model_name(file: Path, name: str | None) -> str:
     return name
 
 
-def _write_folder(file: Path, folder: Path, dtype: Dtype, on_progress: OnProgress) -> None:
+def write_folder(file: Path, folder: Path, dtype: Dtype, on_progress: OnProgress) -> None:
+    """Write a whole model folder, as `import_gguf` does, into one that is there."""
     source = GgufFile(file)
     architecture = read_architecture(source)
     config = build_config(source, architecture, dtype)
@@ -123,8 +121,8 @@ def _write_card(folder: Path, metadata: dict[str, Any]) -> None:
 
 def _stop_ids(metadata: dict[str, Any], vocabulary: dict[str, int]) -> list[int]:
     """EOS first, then the ids that end a turn."""
-    ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", *_TURN_ENDS)]
-    ids += [vocabulary.get(token) for token in _TURN_END_TOKENS]
+    ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", *TURN_END_KEYS)]
+    ids += [vocabulary.get(token) for token in TURN_END_TOKENS]
     return list(dict.fromkeys(token_id for token_id in ids if type(token_id) is int))
 
 

@@ -24,8 +24,11 @@ from tokenizers import (
 from forgellm.catalog.gguf_file import damaged
 from forgellm.errors import UnsupportedModel
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
-_SPACE = "\u2581"  # SentencePiece's visible space
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+# Ids that end an answer, besides EOS, and tokens that llama.cpp knows to do so.
+TURN_END_KEYS = ("eot", "eom")
+TURN_END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
+SPACE = "\u2581"  # SentencePiece's visible space
 _UNUSED_ROW = re.compile(r"\[PAD\d+\]")
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -42,7 +45,7 @@ _TEKKEN = [
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 ]
 # Each pattern cuts what the one before it left whole, as in llama.cpp.
-_SPLITS = {
+SPLITS = {
     "default": [r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
     "gpt-2": [_GPT2],
     "smollm": _DIGIT_BY_DIGIT,
@@ -110,16 +113,16 @@ def _read_vocabulary(metadata: dict[str, Any], kind: str) -> Vocabulary:
     tokens = read("tokens", str)
     if not tokens:
         raise damaged("it holds no vocabulary")
-    kinds = read("token_type", int, [_NORMAL] * len(tokens))
+    kinds = read("token_type", int, [NORMAL] * len(tokens))
     scores = read("scores", float, [0.0] * len(tokens))
     if not len(tokens) == len(kinds) == len(scores):
         raise damaged("its lists of tokens have different lengths")
-    while _UNUSED_ROW.fullmatch(tokens[-1]) and kinds[-1] == _UNUSED:
+    while _UNUSED_ROW.fullmatch(tokens[-1]) and kinds[-1] == UNUSED:
         # Rows that only round the embedding up to a size; the original tokenizer has none.
         tokens, kinds, scores = tokens[:-1], kinds[:-1], scores[:-1]
     bos, eos = (_token_id(metadata, name, len(tokens)) for name in ("bos", "eos"))
     pre = metadata.get("tokenizer.ggml.pre")
-    bos_by_default = kind == "llama" or (isinstance(pre, str) and _SPLITS.get(pre) is _LLAMA3)
+    bos_by_default = kind == "llama" or (isinstance(pre, str) and SPLITS.get(pre) is _LLAMA3)
     return Vocabulary(
         tokens, kinds, scores, read("merges", str), bos, eos,
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", bos_by_default)),
@@ -137,11 +140,11 @@ def _token_id(metadata: dict[str, Any], name: str, num_tokens: int) -> int | Non
 
 
 def _byte_level(vocabulary: Vocabulary, pre: Any) -> Tokenizer:
-    splits = _SPLITS.get(pre) if isinstance(pre, str) else None
+    splits = SPLITS.get(pre) if isinstance(pre, str) else None
     if splits is None:
         raise UnsupportedModel(
             f"GGUF pre-tokenizer {str(pre)[:40]!r} cannot be imported",
-            suggestion=f"Supported: {', '.join(_SPLITS)}.",
+            suggestion=f"Supported: {', '.join(SPLITS)}.",
         )
     tokenizer = Tokenizer(
         models.BPE(
@@ -152,19 +155,24 @@ def _byte_level(vocabulary: Vocabulary, pre: Any) -> Tokenizer:
     )
     if splits is _QWEN2:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer.pre_tokenizer = splitter(splits)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def splitter(splits: list[str]) -> pre_tokenizers.PreTokenizer:
+    """Cuts text by one of `SPLITS`, and shows its bytes as letters."""
+    return pre_tokenizers.Sequence(
         [
             *(pre_tokenizers.Split(Regex(split), behavior="isolated") for split in splits),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
 
 
 def _sentencepiece(vocabulary: Vocabulary, *, add_space_prefix: bool) -> Tokenizer:
     unknown = [
-        t for t, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True) if kind == _UNKNOWN
+        t for t, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True) if kind == UNKNOWN
     ]
     tokenizer = Tokenizer(
         models.BPE(
@@ -175,10 +183,10 @@ def _sentencepiece(vocabulary: Vocabulary, *, add_space_prefix: bool) -> Tokeniz
             byte_fallback=True,
         )
     )
-    show_spaces = normalizers.Replace(" ", _SPACE)
-    read_back = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    show_spaces = normalizers.Replace(" ", SPACE)
+    read_back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if add_space_prefix:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), show_spaces])
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), show_spaces])
         read_back.append(decoders.Strip(" ", 1, 0))
     else:
         tokenizer.normalizer = show_spaces
@@ -197,7 +205,7 @@ def _merges_from_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     ids = {
         token: index
         for index, token in enumerate(vocabulary.tokens)
-        if vocabulary.kinds[index] == _NORMAL
+        if vocabulary.kinds[index] == NORMAL
     }
     ranked = sorted(ids, key=lambda token: (-vocabulary.scores[ids[token]], ids[token]))
     return [
@@ -214,11 +222,11 @@ def _merges_from_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
 def _add_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     """Control tokens become special tokens; user-defined ones are found whole in plain text."""
     kinds = list(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
-    special = [token for token, kind in kinds if kind in (_CONTROL, _UNKNOWN)]
-    plain = [token for token, kind in kinds if kind == _USER_DEFINED]
+    special = [token for token, kind in kinds if kind in (CONTROL, UNKNOWN)]
+    plain = [token for token, kind in kinds if kind == USER_DEFINED]
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
     # Pieces that show their spaces can only be found once the text shows them too.
-    tokenizer.add_tokens([AddedToken(t, normalized=_SPACE in t) for t in plain])
+    tokenizer.add_tokens([AddedToken(t, normalized=SPACE in t) for t in plain])
 
 
 def _add_ends(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from forgellm.catalog.gguf_config import Architecture
+from forgellm.catalog.gguf_config import ROPE_FREQS, Architecture
 from forgellm.catalog.gguf_file import GgufFile, GgufTensor, damaged
+from forgellm.catalog.gguf_tensors import tensor_pairs
 from forgellm.errors import UnsupportedModel
 
 Dtype = Literal["bfloat16", "float32"]
@@ -25,7 +26,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 _ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 _HEADER_DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 # Results of the model's other numbers, kept by some converters.
-_DERIVED = ("rope_freqs.weight", ".attn_rot_embd.weight", ".rotary_emb.inv_freq")
+_DERIVED = (ROPE_FREQS, ".attn_rot_embd.weight", ".rotary_emb.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -44,25 +45,13 @@ def plan_tensors(
     """Every weight of the model, in order. Raises UnsupportedModel if one is absent, has the
     wrong shape, or would be left over."""
     planned = []
-    for name, source, shape in _expected(architecture, config):
-        tensor = file.tensors.get(source)
+    for pair in tensor_pairs(architecture, config):
+        tensor = file.tensors.get(pair.gguf_name)
         if tensor is None:
-            raise damaged(f"{source} is missing")
-        if tensor.shape != shape:
-            raise damaged(f"{source} has the shape {tensor.shape} instead of {shape}")
-        heads = None
-        if architecture.pairs_rotated and ".attn_q." in source:
-            heads = config["num_attention_heads"]
-        elif architecture.pairs_rotated and ".attn_k." in source:
-            heads = config["num_key_value_heads"]
-        planned.append(
-            PlannedTensor(
-                name,
-                tensor,
-                row_order=_halves_apart(heads, config["head_dim"]) if heads else None,
-                norm_offset=architecture.norm_offset if "norm" in source else 0.0,
-            )
-        )
+            raise damaged(f"{pair.gguf_name} is missing")
+        if tensor.shape != pair.shape:
+            raise damaged(f"{pair.gguf_name} has the shape {tensor.shape} instead of {pair.shape}")
+        planned.append(PlannedTensor(pair.name, tensor, pair.rows_of_file(), pair.norm_offset))
     left_over = file.tensors.keys() - {item.source.name for item in planned}
     if unknown := sorted(name for name in left_over if not name.endswith(_DERIVED)):
         raise UnsupportedModel(
@@ -70,66 +59,6 @@ def plan_tensors(
             details={"tensors": [name[:80] for name in unknown[:10]]},
         )
     return planned
-
-
-def _expected(
-    architecture: Architecture, config: dict[str, Any]
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(Hugging Face name, GGUF name, shape) of every weight."""
-    hidden, vocab = config["hidden_size"], config["vocab_size"]
-    yield "model.embed_tokens.weight", "token_embd.weight", (vocab, hidden)
-    for layer in range(config["num_hidden_layers"]):
-        for ours, theirs, shape in _block(architecture, config):
-            yield f"model.layers.{layer}.{ours}", f"blk.{layer}.{theirs}", shape
-    yield "model.norm.weight", "output_norm.weight", (hidden,)
-    if not config["tie_word_embeddings"]:
-        yield "lm_head.weight", "output.weight", (vocab, hidden)
-
-
-def _block(
-    architecture: Architecture, config: dict[str, Any]
-) -> list[tuple[str, str, tuple[int, ...]]]:
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    head_dim = config["head_dim"]
-    queries = config["num_attention_heads"] * head_dim
-    keys = config["num_key_value_heads"] * head_dim
-    linear = {
-        "self_attn.q_proj": ("attn_q", queries, hidden),
-        "self_attn.k_proj": ("attn_k", keys, hidden),
-        "self_attn.v_proj": ("attn_v", keys, hidden),
-        "self_attn.o_proj": ("attn_output", hidden, queries),
-        "mlp.gate_proj": ("ffn_gate", inner, hidden),
-        "mlp.up_proj": ("ffn_up", inner, hidden),
-        "mlp.down_proj": ("ffn_down", hidden, inner),
-    }
-    norms = {"input_layernorm": ("attn_norm", hidden), architecture.mlp_norm: ("ffn_norm", hidden)}
-    if architecture.post_norms:
-        norms["post_attention_layernorm"] = ("post_attention_norm", hidden)
-        norms["post_feedforward_layernorm"] = ("post_ffw_norm", hidden)
-    if architecture.qk_norm:
-        norms["self_attn.q_norm"] = ("attn_q_norm", head_dim)
-        norms["self_attn.k_norm"] = ("attn_k_norm", head_dim)
-    weights: list[tuple[str, str, tuple[int, ...]]] = []
-    for ours, (theirs, rows, columns) in linear.items():
-        weights.append((f"{ours}.weight", f"{theirs}.weight", (rows, columns)))
-        if _has_bias(ours, architecture, config):
-            weights.append((f"{ours}.bias", f"{theirs}.bias", (rows,)))
-    weights += [(f"{ours}.weight", f"{theirs}.weight", (n,)) for ours, (theirs, n) in norms.items()]
-    return weights
-
-
-def _has_bias(name: str, architecture: Architecture, config: dict[str, Any]) -> bool:
-    if name.startswith("mlp"):
-        return bool(config.get("mlp_bias"))
-    if architecture.qkv_bias:
-        return not name.endswith("o_proj")
-    return bool(config.get("attention_bias"))
-
-
-def _halves_apart(num_heads: int, head_dim: int) -> NDArray[np.intp]:
-    """Row order that moves each head's rotary pairs from side by side to half a head apart."""
-    rows = np.arange(num_heads * head_dim, dtype=np.intp)
-    return rows.reshape(num_heads, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
 def total_bytes(planned: list[PlannedTensor], dtype: Dtype) -> int:

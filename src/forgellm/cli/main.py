@@ -22,7 +22,7 @@ _COMMANDS = {
     "cli": ("forgellm.cli.terminal", "generate text, chat, and look at a model"),
     "eval": ("forgellm.cli.evaluate", "measure what a model knows"),
     "publish": ("forgellm.cli.publish", "make a model of a checkpoint"),
-    "models": ("forgellm.cli.models", "import, list, pull and remove models"),
+    "models": ("forgellm.cli.models", "import, export, combine, list, pull and remove models"),
     "runs": ("forgellm.cli.runs", "list, show, resume, stop and delete runs"),
     "data": ("forgellm.cli.datasets", "list the datasets"),
     "start": ("forgellm.cli.serve", "start the model server and the web server"),

@@ -1,4 +1,4 @@
-"""`forgellm models`: import, list, pull and remove."""
+"""`forgellm models`: import, export, combine, list, pull and remove."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forgellm.cli.push import add_command as add_push
-from forgellm.cli.push import push
+from forgellm.cli import combine, export, push
 from forgellm.paths import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -18,7 +17,9 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the command and its sub-commands."""
-    parser = subparsers.add_parser("models", help="import, list, pull and remove models")
+    parser = subparsers.add_parser(
+        "models", help="import, export, combine, list, pull and remove models"
+    )
     parser.add_argument("--workspace", help="folder that holds models/ and dataset/")
     commands = parser.add_subparsers(dest="models_command", required=True, metavar="COMMAND")
 
@@ -31,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         default="bfloat16",
         help="how to store the weights; float32 is exact and takes twice the space",
     )
+    export.add_parser(commands)
     command = commands.add_parser("list", help="models and trained runs on this machine")
     command.add_argument("--json", action="store_true", help="machine-readable output")
     command = commands.add_parser("tree", help="what was made from what")
@@ -38,10 +40,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     command = commands.add_parser("pull", help="download a model from the Hugging Face hub")
     command.add_argument("repo", metavar="REPO", help="its id, e.g. Qwen/Qwen3-0.6B")
     command.add_argument("--revision", default="main", help="branch, tag or commit")
-    add_push(commands)
-    command = commands.add_parser("remove", help="delete a pulled, imported or published model")
+    push.add_parser(commands)
+    command = commands.add_parser(
+        "remove", help="delete a pulled, imported or published model, or an export"
+    )
     command.add_argument("name", metavar="NAME")
     command.add_argument("--yes", action="store_true", help="do not ask")
+    combine.add_parser(commands)
     parser.set_defaults(run=run)
 
 
@@ -49,10 +54,12 @@ def run(args: argparse.Namespace) -> int:
     """Runs the sub-command; raises ForgeError."""
     commands: dict[str, Callable[[argparse.Namespace, Workspace], int]] = {
         "import": _import,
+        "export": export.run,
+        "combine": combine.run,
         "list": _list,
         "tree": _tree,
         "pull": _pull,
-        "push": push,
+        "push": push.run,
         "remove": _remove,
     }
     return commands[args.models_command](args, find_workspace(args.workspace))
@@ -127,12 +134,17 @@ def _pull(args: argparse.Namespace, workspace: Workspace) -> int:
 def _remove(args: argparse.Namespace, workspace: Workspace) -> int:
     from forgellm.catalog.remove import remove_model
     from forgellm.cli.confirm import confirmed
+    from forgellm.publishing.exports import remove_export
     from forgellm.runs.lineage import models_in_use
 
     if not args.yes and not confirmed(f"Delete {args.name} from this machine?"):
         print("Nothing was deleted.")
         return 1
-    freed_bytes = remove_model(args.name, workspace, models_in_use(workspace))
+    folder, _, name = args.name.partition("/")
+    if folder == workspace.exported_models.name:
+        freed_bytes = remove_export(name, workspace)
+    else:
+        freed_bytes = remove_model(args.name, workspace, models_in_use(workspace))
     print(f"Removed {args.name}: {freed_bytes / 1e9:.2f} GB freed.")
     return 0
 

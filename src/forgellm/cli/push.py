@@ -8,7 +8,7 @@ from typing import Any
 from forgellm.paths import Workspace
 
 
-def add_command(commands: argparse._SubParsersAction[Any]) -> None:
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     command = commands.add_parser(
         "push",
         help="upload a published model or an export to the Hugging Face hub",
@@ -21,7 +21,7 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     command.add_argument("--dry-run", action="store_true", help="only say what would be sent")
 
 
-def push(args: argparse.Namespace, workspace: Workspace) -> int:
+def run(args: argparse.Namespace, workspace: Workspace) -> int:
     """Raises ForgeError."""
     from forgellm.cli.model_choice import checked
     from forgellm.cli.progress import progress_bar

@@ -17,7 +17,7 @@ from forgellm.errors import UnsupportedModel
 
 # The first of these that the model knows as a control token ends a document.
 _DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>")  # fmt: skip
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>")  # fmt: skip
 
 
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
@@ -48,7 +48,7 @@ class Tokenizer:
         self.bos_id = self._find_bos(settings.add_bos_token)
         eos_ids = settings.eos_ids | self._ids_of([self.eos_token or ""])
         self.document_end_id = self._find_document_end(eos_ids)
-        self.stop_ids = eos_ids | self._ids_of(_TURN_ENDS) | {self.document_end_id}
+        self.stop_ids = eos_ids | self._ids_of(TURN_ENDS) | {self.document_end_id}
         self.stop_tokens = frozenset(
             token for token in self.special_tokens if self._ids_of([token]) <= self.stop_ids
         )
@@ -143,8 +143,13 @@ class Tokenizer:
         tokenizer.encode_special_tokens = plain
         return tokenizer
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its string."""
+        found: int | None = self._plain.token_to_id(token)
+        return found
+
     def _ids_of(self, tokens: Sequence[str]) -> frozenset[int]:
-        found = [self._plain.token_to_id(token) for token in tokens if token in self.special_tokens]
+        found = [self.token_id(token) for token in tokens if token in self.special_tokens]
         return frozenset(number for number in found if number is not None)
 
     def _find_bos(self, add_bos_token: bool) -> int | None:

@@ -184,6 +184,17 @@ class GenerateEngine(Protocol):
         """Bytes the model's weights and caches take."""
 
 
+class WeightChange(Protocol):
+    """What is to become of some of a model's weights."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The stored tensors it changes."""
+
+    def __call__(self, name: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The new weight, of the same shape. Raises UnsupportedModel."""
+
+
 class FuseEngine(Protocol):
     """Makes one plain model of a base and what a checkpoint holds."""
 
@@ -194,6 +205,19 @@ class FuseEngine(Protocol):
 
         `weights` is an adapters file, or a full checkpoint's folder. `on_progress` gets 0 to 1.
         Raises UnsupportedModel, CheckpointCorrupt.
+        """
+
+    def rewrite(
+        self,
+        model_path: Path,
+        change: WeightChange,
+        out: Path,
+        on_progress: Callable[[float], None],
+    ) -> None:
+        """Write the base's weights and `config.json` into `out`, some of them changed in float32.
+
+        At most one file of the base is in memory at a time. Raises UnsupportedModel,
+        CheckpointCorrupt.
         """
 
     def agreement(

@@ -4,7 +4,7 @@ that start from it."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -80,18 +80,38 @@ def write_merged(
 
     Raises CheckpointCorrupt, UnsupportedModel, DiskFull.
     """
-    _require_own_settings(run, checkpoint)
+    write_model(
+        base,
+        [(run, checkpoint)],
+        out,
+        lambda: engine.fuse(base, checkpoint.weights, out, on_progress),
+    )
+
+
+def write_model(
+    base: Path,
+    made_of: Sequence[tuple[Run, Checkpoint]],
+    out: Path,
+    write_weights: Callable[[], None],
+) -> None:
+    """What `write_weights` writes, with the base's tokenizer and the first chat template that a run
+    brings. Raises CheckpointCorrupt, UnsupportedModel, DiskFull."""
+    for run, checkpoint in made_of:
+        require_own_settings(run, checkpoint)
     try:
-        engine.fuse(base, checkpoint.weights, out, on_progress)
+        write_weights()
     except SafetensorError as error:  # how a full disk shows there
         raise storage_error(out.name, error) from error
-    verify(checkpoint)  # it may have been replaced while it was read
+    for _, checkpoint in made_of:
+        verify(checkpoint)  # it may have been replaced while it was read
     for pattern in _COPIED:
         for file in base.glob(pattern):
             if file.is_file() and file.name not in _NOT_COPIED:
                 shutil.copyfile(file, out / file.name)
-    if (run.folder / CHAT_TEMPLATE_NAME).is_file():  # what the run's conversations were read with
-        shutil.copyfile(run.folder / CHAT_TEMPLATE_NAME, out / CHAT_TEMPLATE_NAME)
+    for run, _ in made_of:
+        if (run.folder / CHAT_TEMPLATE_NAME).is_file():  # what its conversations were read with
+            shutil.copyfile(run.folder / CHAT_TEMPLATE_NAME, out / CHAT_TEMPLATE_NAME)
+            break
 
 
 def require_disk(folder: Path, base: ModelFolder, kind: str) -> None:
@@ -104,8 +124,9 @@ def require_disk(folder: Path, base: ModelFolder, kind: str) -> None:
         )
 
 
-def _require_own_settings(run: Run, checkpoint: Checkpoint) -> None:
-    """The adapter's scale is not in the checkpoint's manifest, but it follows from the recipe."""
+def require_own_settings(run: Run, checkpoint: Checkpoint) -> None:
+    """Raises CheckpointCorrupt where the adapter's scale, which is not in the checkpoint's manifest,
+    does not follow from the recipe."""
     if checkpoint.weights.is_dir():
         return
     recipe = run.record().recipe

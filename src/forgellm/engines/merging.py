@@ -83,7 +83,11 @@ def adapter_parts(
 
     Raises CheckpointCorrupt, UnsupportedModel.
     """
-    stored = [name for part in weight_files(model_path) for name in read_header(part)]
+    return by_stored_name(by_layer(file, tensors), model_path)
+
+
+def by_layer(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """An adapter file's tensors as layer -> part -> tensor. Raises CheckpointCorrupt."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         layer, _, part = name.rpartition(".")
@@ -91,6 +95,14 @@ def adapter_parts(
     for layer, parts in layers.items():
         if not {"lora_a", "lora_b"} <= parts.keys():
             raise CheckpointCorrupt(f"{file.name} lacks a part of {layer}")
+    return layers
+
+
+def by_stored_name(
+    layers: dict[str, dict[str, Tensor]], model_path: Path
+) -> dict[str, dict[str, Tensor]]:
+    """The same by the name of the base's weight. Raises UnsupportedModel."""
+    stored = [name for part in weight_files(model_path) for name in read_header(part)]
     return {_stored_name(layer, stored): parts for layer, parts in layers.items()}
 
 

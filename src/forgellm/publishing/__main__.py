@@ -31,6 +31,14 @@ def task_named(name: str) -> Task:
             from forgellm.publishing.push import push_task
 
             return push_task
+        case "export":
+            from forgellm.publishing.export import export_task
+
+            return export_task
+        case "combine":
+            from forgellm.publishing.build_combined import combine_task
+
+            return combine_task
     raise ValueError(name)
 
 

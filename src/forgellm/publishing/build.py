@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from forgellm.engines.registry import load_fuse_engine
 from forgellm.errors import ForgeError, ModelNotFound
 from forgellm.paths import Workspace, utc_now
 from forgellm.publishing.artefact import write_lineage
+from forgellm.publishing.comparison import figures_of, general_prompts
 from forgellm.publishing.dashboard_png import DASHBOARD_NAME, draw_dashboard
 from forgellm.publishing.model_card import model_card
 from forgellm.publishing.publish import Published
@@ -33,7 +33,6 @@ MIN_TOP1_AGREEMENT = 0.95
 MAX_MEAN_KL = 0.02
 
 RECIPE_NAME = "recipe.yaml"
-_PROMPTS, _PROMPT_TOKENS = 6, 64
 # What the address of a webhook holds may be secret, and a queue is of no use to others.
 _PRIVATE_FIELDS = {"webhook_url", "queue"}
 
@@ -69,15 +68,6 @@ def build_published(run: Run, checkpoint: Checkpoint, on_progress: OnProgress) -
     )
 
 
-def figures_of(agreement: Agreement) -> dict[str, Any]:
-    return {
-        "top1_agreement": round(agreement.top1, 6),
-        "mean_kl": round(agreement.mean_kl, 8),
-        "positions": agreement.num_positions,
-        "dtype": agreement.dtype,
-    }
-
-
 def _write_model(
     run: Run,
     checkpoint: Checkpoint,
@@ -98,7 +88,7 @@ def _write_model(
         lambda done: on_progress(0.05 + 0.5 * done, "merging the weights"),
     )
     on_progress(0.6, "comparing with the base model and its checkpoint")
-    agreement = _compare(engine, base.path, checkpoint.weights, out)
+    agreement = compare(engine, base.path, checkpoint.weights, out)
     on_progress(0.9, "drawing the dashboard and writing the model card")
     draw_dashboard(run, out / DASHBOARD_NAME)
     origin = origin_of(record, base, run.workspace)
@@ -112,7 +102,7 @@ def _write_model(
         "published",
         [f"{source}@{checkpoint.iteration}"],
         command,
-        base_model=_shown(origin),
+        base_model=shown_name(origin),
         checkpoints=[item.model_dump(mode="json") for item in descent],
     )
     card = model_card(run, descent, checkpoint, origin, name, figures_of(agreement), recipe)
@@ -133,18 +123,18 @@ def origin_of(record: RunRecord, base: ModelFolder, workspace: Workspace) -> Mod
 def recipe_yaml(record: RunRecord, origin: ModelFolder) -> str:
     """The run's recipe, to be trained again with `forgellm train --config`."""
     fields = record.recipe.model_dump(mode="json", exclude_none=True, exclude=_PRIVATE_FIELDS)
-    fields["model_name"] = _shown(origin)
+    fields["model_name"] = shown_name(origin)
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
 
-def _shown(model: ModelFolder) -> str:
+def shown_name(model: ModelFolder) -> str:
     """A folder given by its place on this machine is named by its last part alone."""
     return Path(model.name).name if Path(model.name).is_absolute() else model.name
 
 
-def _compare(engine: FuseEngine, base: Path, weights: Path, out: Path) -> Agreement:
+def compare(engine: FuseEngine, base: Path, weights: Path, out: Path) -> Agreement:
     """Raises ForgeError with the figures where the two models are not the same."""
-    agreement = engine.agreement(base, weights, out, _prompts(Tokenizer.load(base)))
+    agreement = engine.agreement(base, weights, out, general_prompts(Tokenizer.load(base)))
     # A comparison with NaN is false, so it is refused too.
     if agreement.top1 >= MIN_TOP1_AGREEMENT and agreement.mean_kl <= MAX_MEAN_KL:
         return agreement
@@ -159,15 +149,6 @@ def _compare(engine: FuseEngine, base: Path, weights: Path, out: Path) -> Agreem
             "positions": agreement.num_positions,
         },
     )
-
-
-def _prompts(tokenizer: Tokenizer) -> list[list[int]]:
-    """The beginnings of a few general texts that come with the package."""
-    folder = resources.files("forgellm") / "assets" / "general" / "heldout"
-    texts = sorted((file for file in folder.iterdir()), key=lambda file: file.name)[:_PROMPTS]
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = [start + tokenizer.encode(text.read_text("utf-8")) for text in texts]
-    return [prompt[:_PROMPT_TOKENS] for prompt in ids]
 
 
 def _free_name(published: Path, run: Run, checkpoint: Checkpoint, now: datetime) -> str:

@@ -15,6 +15,8 @@ _ID_PART = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 JobKind = Literal[
     "publish_checkpoint",
     "push",
+    "export_model",
+    "combine",
     "download",
     "demo",
     "questions",

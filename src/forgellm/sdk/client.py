@@ -8,13 +8,14 @@ from urllib.parse import quote
 
 from forgellm.sdk.conversation_routes import ConversationRoutes
 from forgellm.sdk.data_routes import DataRoutes
+from forgellm.sdk.model_routes import ModelRoutes
 from forgellm.sdk.replies import Reply, error_of
 from forgellm.sdk.run_routes import RunRoutes
 from forgellm.sdk.streams import follow_training
 from forgellm.sdk.transport import given
 
 
-class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes):
+class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes, ModelRoutes):
     """Talks to a web server. Each method is one route and returns the server's reply as a dict.
 
     A failure is a reply too: `success` is false, and `error`, `error_code`, `details` and
@@ -172,6 +173,22 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes):
         """Send `published/NAME` or `exported/NAME` to the hub; the reply has the `job_id`."""
         body = {"model_name": model_name, "repo_id": repo_id}
         return self._post("/api/models/push", {**body, "private": private, "dry_run": dry_run})
+
+    def export_model(self, model_name: str, *, format: str = "gguf", type: str = "Q8_0") -> Reply:
+        """Write the model in another format to `models/exported/`; the reply is a job.
+
+        `format` is gguf, or peft, mlx or gguf-lora for the adapter of a run (`RUN` or `RUN@300`).
+        """
+        body = {"model_name": model_name, "format": format, "type": type}
+        return self._post("/api/models/export", body)
+
+    def list_exports(self) -> Reply:
+        """What lies in `models/exported/`: `exports`, newest first."""
+        return self._get("/api/models/exports")
+
+    def delete_export(self, name: str) -> Reply:
+        """Delete an export for good."""
+        return self._delete(f"/api/models/exports/{quote(name, safe='')}")
 
     def models_tree(self) -> Reply:
         """What was made from what, with the commands that would make it again."""

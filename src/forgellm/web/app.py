@@ -21,12 +21,14 @@ from forgellm.web import pages
 from forgellm.web.api import (
     chains,
     checkpoints,
+    combine,
     conversations,
     dashboard,
     datasets,
     demo,
     estimate,
     evaluate,
+    exports,
     filesystem,
     health,
     hub,
@@ -62,7 +64,7 @@ _OF_THE_WORKSPACE = (
     uploads,
     conversations,
 )
-_WITH_JOBS = (publishing, preparation, evaluate, hub, demo)
+_WITH_JOBS = (publishing, combine, preparation, evaluate, hub, demo)
 
 
 def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: str) -> ASGIApp:
@@ -96,6 +98,8 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
     app.include_router(health.make_router(workspace, model_server))
     for area in _OF_RUNS:
         app.include_router(area.make_router(workspace, run_status))
+    # Before the models, of which any name may be deleted.
+    app.include_router(exports.make_router(workspace, job_runner))
     for area in _OF_THE_WORKSPACE:
         app.include_router(area.make_router(workspace))
     for area in _WITH_JOBS:

@@ -15,7 +15,7 @@ from forgellm.catalog.safetensors_header import read_header
 from forgellm.catalog.safety import weight_files
 from forgellm.engines import merging
 from forgellm.engines.adapter import settings_beside
-from forgellm.engines.base import Agreement
+from forgellm.engines.base import Agreement, WeightChange
 from forgellm.engines.mlx import load
 from forgellm.engines.mlx.adapters import attach_adapter, merged_weight
 from forgellm.engines.mlx.tensor_files import Tensors, read_tensors, save_tensors
@@ -47,6 +47,26 @@ class MlxFuseEngine:
 
         merging.rewrite_weights(source, out, rewrite, on_progress)
         merging.write_config(source, out, base.plain_dtype or dtype)
+
+    def rewrite(
+        self,
+        model_path: Path,
+        change: WeightChange,
+        out: Path,
+        on_progress: Callable[[float], None],
+    ) -> None:
+        base = _BaseWeights(model_path)
+
+        def changed(name: str, tensor: mx.array) -> mx.array:
+            if name not in change.names:
+                return tensor
+            return mx.array(change(name, np.array(tensor.astype(mx.float32)))).astype(tensor.dtype)
+
+        def rewrite(file: Path, target: Path, progress: merging.Progress) -> None:
+            save_tensors(target, {n: changed(n, t) for n, t in base.take(file, progress)})
+
+        merging.rewrite_weights(model_path, out, rewrite, on_progress)
+        merging.write_config(model_path, out, base.plain_dtype)
 
     def agreement(
         self, model_path: Path, weights: Path, fused: Path, prompts: list[list[int]]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from forgellm.engines import merging
 from forgellm.engines.adapter import LoraSettings, settings_beside
-from forgellm.engines.base import Agreement
+from forgellm.engines.base import Agreement, WeightChange
 from forgellm.engines.torch import load
 from forgellm.engines.torch.adapters import attach_adapter, read_adapter
 from forgellm.engines.torch.lora import LoraLinear
@@ -44,6 +44,26 @@ class TorchFuseEngine:
 
         merging.rewrite_weights(source, out, rewrite, on_progress)
         merging.write_config(source, out, config_dtype)
+
+    def rewrite(
+        self,
+        model_path: Path,
+        change: WeightChange,
+        out: Path,
+        on_progress: Callable[[float], None],
+    ) -> None:
+        load.refuse_quantised(model_path)
+
+        def changed(name: str, tensor: Tensor) -> Tensor:
+            if name not in change.names:
+                return tensor
+            return torch.from_numpy(change(name, tensor.float().numpy())).to(tensor.dtype)
+
+        def rewrite(file: Path, target: Path, progress: merging.Progress) -> None:
+            _rewrite(file, target, changed, progress)
+
+        merging.rewrite_weights(model_path, out, rewrite, on_progress)
+        merging.write_config(model_path, out, None)
 
     def agreement(
         self, model_path: Path, weights: Path, fused: Path, prompts: list[list[int]]

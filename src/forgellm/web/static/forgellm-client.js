@@ -291,9 +291,35 @@
             return this.#post('/api/models/push', { ...options, model_name: modelName, repo_id: repoId });
         }
 
+        /**
+         * Write the model in another format to models/exported/; the reply has the `job_id`, at once.
+         * `format` is gguf, or peft, mlx or gguf-lora for the adapter of a run (RUN or RUN@300).
+         */
+        exportModel(modelName, { format = 'gguf', type = 'Q8_0' } = {}) {
+            return this.#post('/api/models/export', { model_name: modelName, format, type });
+        }
+
+        /** What lies in models/exported/, newest first. */
+        listExports() {
+            return this.#get('/api/models/exports');
+        }
+
+        /** Delete an export for good. */
+        deleteExport(name) {
+            return this.#delete(`/api/models/exports/${part(name)}`);
+        }
+
         /** What was made from what, with the commands that would make it again. */
         modelsTree() {
             return this.#get('/api/models/tree');
+        }
+
+        /**
+         * Combine adapters of one model (RUN or RUN@ITERATION) to published/NAME, as a job.
+         * Options are `method`, `weights`, `density` and `seed`.
+         */
+        combineAdapters(checkpoints, name, options = {}) {
+            return this.#post('/api/models/combine', { checkpoints, name, ...options });
         }
 
         /** Delete a base, downloaded or published model for good. */

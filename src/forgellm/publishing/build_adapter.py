@@ -1,0 +1,172 @@
+"""What the publishing process does to export a checkpoint's adapter alone."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from forgellm import __version__, hardware
+from forgellm.atomic import file_lock, whole_folder
+from forgellm.catalog import ModelFolder
+from forgellm.catalog.licence import licence_of
+from forgellm.child import OnProgress
+from forgellm.engines.adapter import LoraSettings, settings_beside
+from forgellm.engines.merged_model import model_of, require_own_settings
+from forgellm.errors import DiskTooSmall
+from forgellm.paths import Workspace
+from forgellm.publishing.adapter_exports import write_gguf_lora, write_mlx, write_peft
+from forgellm.publishing.artefact import write_lineage
+from forgellm.publishing.build import shown_name
+from forgellm.publishing.exports import check_export
+from forgellm.publishing.sources import id_of, name_of
+from forgellm.runs.checkpoints import verify, weights_sha256
+from forgellm.runs.lineage import start_checkpoint
+from forgellm.schema.exports import ExportRequest
+
+_CARD = """\
+{head}# {name}
+
+The {method} adapter (rank {rank}, alpha {alpha:g}) of `{checkpoint}` for `{base}`, {size_mb:.3f} MB,
+written by ForgeLLM {version} as {what}. It is of use only beside the model that it was trained on.
+{merged}
+## Use it
+
+{usage}
+## Made by
+
+```bash
+{command}
+```
+
+The licence of the base model ({licence}) applies.
+"""
+_MERGED = """
+That model was itself made of an earlier run and is in no hub. Publish this checkpoint instead, for
+a model that stands alone: `forgellm publish --run {run} --iteration {iteration}`.
+"""
+_WHAT = {
+    "peft": "PEFT reads it",
+    "mlx": "mlx-lm reads it",
+    "gguf-lora": "a GGUF file for llama.cpp",
+}
+_USAGE = {
+    "peft": """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{base}")  # or the folder that holds it
+model = PeftModel.from_pretrained(model, "path/to/this/folder")
+```
+""",
+    "mlx": """\
+```bash
+mlx_lm.generate --model {base} --adapter-path path/to/this/folder --prompt "Once upon a time"
+```
+""",
+    "gguf-lora": """\
+With a GGUF file of the base model, such as `forgellm models export {base} --format gguf` writes:
+
+```bash
+llama-cli -m BASE.gguf --lora {file}
+```
+
+For Ollama, add `ADAPTER ./{file}` to the base model's Modelfile.
+""",
+}
+
+
+def build_adapter(
+    wanted: ExportRequest, workspace: Workspace, on_progress: OnProgress
+) -> dict[str, Any]:
+    """See `exports.export_model`. Raises ForgeError."""
+    on_progress(0.0, "checking the checkpoint")
+    run, checkpoint = start_checkpoint(wanted.model_name, workspace)
+    exported = workspace.exported_models
+    with file_lock(exported / ".publish.lock"):
+        target = check_export(wanted, workspace)
+        verify(checkpoint)
+        require_own_settings(run, checkpoint)
+        record = run.record()
+        base = model_of(record, workspace, record.recipe.engine)
+        _require_disk(exported, checkpoint.weights)
+        with whole_folder(target, "the adapter") as folder:
+            on_progress(0.3, "writing the adapter")
+            files = _write(wanted.format, checkpoint.weights, base, run.name, folder)
+            verify(checkpoint)  # it may have been replaced while it was read
+            on_progress(0.9, "describing it")
+            command = ["forgellm", "models", "export", id_of(run, checkpoint)]
+            command += ["--format", wanted.format]
+            facts = {
+                "checkpoint": name_of(run, checkpoint),
+                "base_model": shown_name(base),
+                "files": files,
+                "size_mb": round(sum((folder / name).stat().st_size for name in files) / 1e6, 3),
+            }
+            publish = {"run": run.name, "iteration": checkpoint.iteration}
+            merged = _MERGED.format(**publish) if base.name.startswith("merged/") else ""
+            settings = settings_beside(checkpoint.weights)
+            card = _card(wanted.format, base, settings, command, facts, merged)
+            (folder / "README.md").write_text(card, "utf-8")
+            write_lineage(
+                folder, wanted.format, [id_of(run, checkpoint)], command,
+                base_model=facts["base_model"], weights_sha256=weights_sha256(checkpoint),
+            )  # fmt: skip
+    return {"name": target.name, "path": workspace.relative(target), **facts}
+
+
+def _write(kind: str, weights: Path, base: ModelFolder, name: str, out: Path) -> list[str]:
+    """Raises CheckpointCorrupt, UnsupportedModel."""
+    if kind == "peft":
+        return write_peft(weights, shown_name(base), base, out)
+    if kind == "mlx":
+        return write_mlx(weights, shown_name(base), out)
+    return write_gguf_lora(weights, name, base, out)
+
+
+def _require_disk(folder: Path, weights: Path) -> None:
+    needed, free = weights.stat().st_size, hardware.disk_free_bytes(folder)
+    if needed > free:
+        raise DiskTooSmall(
+            f"The adapter takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            suggestion="Free disk space.",
+        )
+
+
+def _card(
+    kind: str,
+    base: ModelFolder,
+    settings: LoraSettings,
+    command: list[str],
+    facts: dict[str, Any],
+    merged: str,
+) -> str:
+    """Markdown with the YAML head that the hub reads."""
+    head: dict[str, Any] = {"library_name": {"gguf-lora": "gguf"}.get(kind, kind)}
+    head["pipeline_tag"] = "text-generation"
+    if base.kind == "cached":  # only then is the name one that the hub knows
+        head["base_model"] = base.name
+    licence = licence_of(base.path)
+    if licence is not None:
+        head["license"] = licence
+    method = "dora" if settings.dora else "lora"
+    head["tags"] = ["forgellm", method]
+    return _CARD.format(
+        head=f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
+        name=facts["checkpoint"].rsplit("/", 1)[-1],
+        method={"dora": "DoRA", "lora": "LoRA"}[method],
+        rank=settings.rank,
+        alpha=settings.alpha,
+        checkpoint=facts["checkpoint"],
+        base=facts["base_model"],
+        size_mb=facts["size_mb"],
+        version=__version__,
+        what=_WHAT[kind],
+        merged=merged,
+        usage=_USAGE[kind].format(base=facts["base_model"], file=facts["files"][0]),
+        command=shlex.join(command),
+        licence=licence or "not stated in its files",
+    )

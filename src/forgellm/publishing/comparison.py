@@ -1,0 +1,49 @@
+"""How alike two models are on general text that comes with the package."""
+
+from __future__ import annotations
+
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from forgellm.data.tokenizer import Tokenizer
+from forgellm.engines.base import Agreement
+from forgellm.engines.merging import comparison_dtype
+from forgellm.engines.registry import load_generate_engine
+from forgellm.evaluation.scoring import likelihoods, mean_loss, windows
+
+_PROMPTS, _PROMPT_TOKENS = 6, 64
+_SCORED_TEXTS = 6
+
+
+def general_texts() -> list[str]:
+    folder = resources.files("forgellm") / "assets" / "general" / "heldout"
+    files = sorted(folder.iterdir(), key=lambda file: file.name)
+    return [file.read_text("utf-8") for file in files]
+
+
+def general_prompts(tokenizer: Tokenizer) -> list[list[int]]:
+    """The beginnings of a few of the texts, as ids."""
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = [start + tokenizer.encode(text) for text in general_texts()[:_PROMPTS]]
+    return [prompt[:_PROMPT_TOKENS] for prompt in ids]
+
+
+def perplexity(folder: Path) -> float:
+    """Of a model in Hugging Face layout on a few of the texts, by its own tokenizer."""
+    tokenizer = Tokenizer.load(folder)
+    passages = [
+        passage for text in general_texts()[:_SCORED_TEXTS] for passage in windows(tokenizer, text)
+    ]
+    engine = load_generate_engine(folder, None, dtype=comparison_dtype(folder))
+    return math.exp(mean_loss(likelihoods(engine, passages)))
+
+
+def figures_of(agreement: Agreement) -> dict[str, Any]:
+    return {
+        "top1_agreement": round(agreement.top1, 6),
+        "mean_kl": round(agreement.mean_kl, 8),
+        "positions": agreement.num_positions,
+        "dtype": agreement.dtype,
+    }
