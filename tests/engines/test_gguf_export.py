@@ -178,7 +178,7 @@ def test_what_cannot_be_exported_is_said_at_once(
     folder = workspace.base_models / "packed"
     build_quantised_model(folder, bits=4)
     with pytest.raises(UnsupportedModel, match="quantised already"):
-        build(workspace, model="base/packed")
+        export_model(wanted(model="base/packed"), workspace)
 
 
 # llama.cpp's own code for K-quants, called as `llama-quantize` calls it.
@@ -254,6 +254,9 @@ def test_smollm2_answers_alike_in_llama_cpp_and_transformers(tmp_path: Path) -> 
     perplexities = {kind: perplexity_in_transformers(file) for kind, file in files.items()}
     assert perplexities["Q8_0"] == pytest.approx(perplexities["BF16"], rel=0.01)
 
+    own = [perplexity_in_llama_cpp(files[kind], workspace) for kind in files]
+    assert own[1] == pytest.approx(own[0], rel=0.02)  # of few tokens
+
     folder = workspace.base_models / "real"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -269,6 +272,20 @@ def test_smollm2_answers_alike_in_llama_cpp_and_transformers(tmp_path: Path) -> 
         expected, skip_special_tokens=True
     )
     assert said["choices"][0]["finish_reason"] == ("stop" if expected[-1] == 2 else "length")
+
+
+def perplexity_in_llama_cpp(file: Path, workspace: Workspace) -> float:
+    """Of the beginning of one text; tokens that are not among the likeliest 3000 are left out."""
+    ids = Tokenizer.load(workspace.base_models / "real").encode(general_texts()[0])[:120]
+    asked = {"n_predict": 1, "n_probs": 3000, "temperature": 0}
+    requests = [{"prompt": ids[:end], **asked} for end in range(1, len(ids))]
+    found = []
+    for expected, said in zip(ids[1:], answers(file, requests), strict=True):
+        scored = (said["choices"][0]["logprobs"] or {}).get("content", [])
+        top = {item["id"]: item["logprob"] for place in scored for item in place["top_logprobs"]}
+        found += [top[expected]] if expected in top else []
+    assert len(found) > 110
+    return math.exp(-sum(found) / len(found))
 
 
 def perplexity_in_transformers(file: Path) -> float:

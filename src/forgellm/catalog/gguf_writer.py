@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,13 +113,14 @@ def plan_gguf(described: ExportConfig, kind: GGMLQuantizationType) -> GgufPlan:
 def _kind_of(pair: TensorPair, kind: GGMLQuantizationType) -> GGMLQuantizationType:
     if len(pair.shape) == 1:
         return GGMLQuantizationType.F32
-    if pair.gguf_name in _ENDS and _bits(kind) < _bits(_FINE):
+    if pair.gguf_name in _ENDS and bits_of(kind) < bits_of(_FINE):
         kind = _FINE
     block, _ = GGML_QUANT_SIZES[kind]
     return kind if pair.shape[-1] % block == 0 else GGMLQuantizationType.F16
 
 
-def _bits(kind: GGMLQuantizationType) -> float:
+def bits_of(kind: GGMLQuantizationType) -> float:
+    """Of a weight, its share of the block's scales included."""
     block, num_bytes = GGML_QUANT_SIZES[kind]
     return float(8 * num_bytes / block)
 
@@ -171,8 +171,6 @@ def write_gguf(
         on_progress(done / total)
     writer.flush()
     writer.close()
-    with file.open("rb") as written:
-        os.fsync(written.fileno())
 
 
 def _file_type(kind: GGMLQuantizationType) -> int:

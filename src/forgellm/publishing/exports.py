@@ -46,10 +46,12 @@ def check_export(request: ExportRequest, workspace: Workspace) -> Path:
         run, checkpoint = start_checkpoint(request.model_name, workspace)
         require_adapter(run, checkpoint)
         return free_folder(workspace, f"{run.name}_{checkpoint.iteration:07d}-{request.format}")
-    from forgellm.publishing.gguf_types import gguf_type  # brings numpy
+    from forgellm.catalog.gguf_export_config import export_config  # bring numpy
+    from forgellm.publishing.gguf_types import gguf_type
 
     model = find_model(request.model_name, workspace)
     gguf_type(request.type)
+    export_config(model.config)
     return free_folder(workspace, f"{plain_name(model)}-{request.format}-{request.type.lower()}")
 
 

@@ -12,9 +12,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
-from forgellm.catalog.gguf_writer import writable_types
+from forgellm.catalog.gguf_writer import bits_of, writable_types
 from forgellm.errors import ForgeError, InvalidRequest
 
 BINARY_VARIABLE = "FORGELLM_LLAMA_QUANTIZE"
@@ -60,8 +60,7 @@ def gguf_type(name: str) -> GgufType:
             suggestion=f"Types: {', '.join([*known, *_K_QUANTS])}.",
         )
     kind = GGMLQuantizationType[name]
-    block, num_bytes = GGML_QUANT_SIZES[kind]
-    return GgufType(name, kind, None, 8 * num_bytes / block)
+    return GgufType(name, kind, None, bits_of(kind))
 
 
 def _binary(name: str) -> Path:
