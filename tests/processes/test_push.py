@@ -122,6 +122,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setenv("HF_ENDPOINT", found.address)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # this hub speaks the older protocol
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # engines, loaded by other tests, set it
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
