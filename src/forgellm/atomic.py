@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import orjson
@@ -118,6 +118,20 @@ def sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         sync(path)
     sync(folder)
+
+
+def remove_folder(folder: Path, what: str) -> int:
+    """Delete a folder for good; the bytes of its files, links not followed.
+
+    Raises DiskFull, TrainingFailed.
+    """
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    with storage_errors(what):
+        # One rename takes the folder away at once; deleting large files takes a while.
+        grave = Path(mkdtemp(prefix=".removed-", dir=folder.parent))
+        folder.rename(grave / folder.name)
+        shutil.rmtree(grave)
+    return size
 
 
 @contextmanager

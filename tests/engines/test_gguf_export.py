@@ -17,13 +17,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from forgellm import hardware
 from forgellm.catalog import gguf_writer
 from forgellm.catalog.gguf_import import import_gguf
 from forgellm.cli.main import main
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import Conflict, DiskTooSmall, ForgeError, InvalidRequest, UnsupportedModel
 from forgellm.paths import Workspace
-from forgellm.publishing import gguf_export
 from forgellm.publishing.comparison import general_texts
 from forgellm.publishing.exports import export_model, list_exports, remove_export
 from forgellm.publishing.family import family
@@ -160,7 +160,7 @@ def test_a_type_that_is_too_coarse_for_the_model_is_not_exported(workspace: Work
 def test_a_disk_without_room_is_named_before_anything_is_written(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_export.hardware, "disk_free_bytes", lambda folder: 1000)
+    monkeypatch.setattr(hardware, "disk_free_bytes", lambda folder: 1000)
     with pytest.raises(DiskTooSmall):
         build(workspace)
     assert left(workspace) == []

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from forgellm.atomic import storage_errors
+from forgellm.atomic import remove_folder
 from forgellm.catalog.find import cache_folder, find_model, is_hub_id
 from forgellm.errors import Conflict, InvalidRequest, ModelNotFound, UnsupportedModel
 from forgellm.paths import Workspace
@@ -26,13 +24,7 @@ def remove_model(name: str, workspace: Workspace, in_use: Iterable[str]) -> int:
             suggestion="Stop that run or let it end, then delete the model.",
             details={"model_name": name},
         )
-    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
-    with storage_errors("the model"):
-        # One rename takes the model away at once; deleting large files takes a while.
-        grave = Path(tempfile.mkdtemp(prefix=".removed-", dir=folder.parent))
-        folder.rename(grave / folder.name)
-        shutil.rmtree(grave)
-    return size
+    return remove_folder(folder, "the model")
 
 
 def _folder_of(name: str, workspace: Workspace) -> Path:

@@ -36,12 +36,13 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace, workspace: Workspace) -> int:
     """Raises ForgeError."""
+    from forgellm.cli.model_choice import checked
     from forgellm.cli.progress import progress_bar
     from forgellm.publishing.exports import export_model
     from forgellm.schema.exports import ExportRequest
 
-    request = ExportRequest.model_construct(
-        model_name=args.model, format=args.format, type=args.type.upper()
+    request = checked(
+        ExportRequest, model_name=args.model, format=args.format, type=args.type.upper()
     )
     with progress_bar() as on_progress:
         made = export_model(request, workspace, on_progress)

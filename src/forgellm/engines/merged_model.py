@@ -116,10 +116,15 @@ def write_model(
 
 def require_disk(folder: Path, base: ModelFolder, kind: str) -> None:
     """Room for a model of the base's size, or DiskTooSmall."""
-    needed, free = base.facts.size_bytes, hardware.disk_free_bytes(folder)
+    require_room(folder, base.facts.size_bytes, f"The {kind} model takes")
+
+
+def require_room(folder: Path, needed: float, what_takes: str) -> None:
+    """So many bytes are free where `folder` is, or DiskTooSmall."""
+    free = hardware.disk_free_bytes(folder)
     if needed > free:
         raise DiskTooSmall(
-            f"The {kind} model takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            f"{what_takes} {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
             suggestion="Free disk space.",
         )
 

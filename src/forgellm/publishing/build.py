@@ -12,20 +12,21 @@ import yaml
 from forgellm.atomic import file_lock, whole_folder
 from forgellm.catalog import ModelFolder, find_model
 from forgellm.child import OnProgress
-from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import Agreement, FuseEngine
 from forgellm.engines.merged_model import model_of, require_disk, write_merged
 from forgellm.engines.registry import load_fuse_engine
-from forgellm.errors import ForgeError, ModelNotFound
+from forgellm.errors import ModelNotFound
 from forgellm.paths import Workspace, utc_now
 from forgellm.publishing.artefact import write_lineage
-from forgellm.publishing.comparison import figures_of, general_prompts
+from forgellm.publishing.comparison import agreement_of, figures_of, require_alike
 from forgellm.publishing.dashboard_png import DASHBOARD_NAME, draw_dashboard
 from forgellm.publishing.model_card import model_card
 from forgellm.publishing.publish import Published
+from forgellm.publishing.sources import id_of, shown_name
 from forgellm.runs.checkpoints import Checkpoint, find_checkpoint, verify
 from forgellm.runs.lineage import lineage_from
 from forgellm.runs.store import Run, open_run
+from forgellm.schema.recipe import PRIVATE_FIELDS
 from forgellm.schema.run import RunRecord
 
 # Rounding merged weights to bfloat16 costs about 0.001 nats; another checkpoint is far beyond this.
@@ -33,8 +34,6 @@ MIN_TOP1_AGREEMENT = 0.95
 MAX_MEAN_KL = 0.02
 
 RECIPE_NAME = "recipe.yaml"
-# What the address of a webhook holds may be secret, and a queue is of no use to others.
-_PRIVATE_FIELDS = {"webhook_url", "queue"}
 
 
 def publish_task(
@@ -95,14 +94,14 @@ def _write_model(
     recipe = recipe_yaml(record, origin)
     (out / RECIPE_NAME).write_text(recipe, encoding="utf-8")
     descent = lineage_from(run, checkpoint, "merged")
-    source = record.training_id  # which stays when the run is renamed
-    command = ["forgellm", "publish", "--run", source, "--iteration", str(checkpoint.iteration)]
+    command = ["forgellm", "publish", "--run", record.training_id]
+    command += ["--iteration", str(checkpoint.iteration)]
     write_lineage(
         out,
         "published",
-        [f"{source}@{checkpoint.iteration}"],
+        [id_of(run, checkpoint)],
         command,
-        base_model=shown_name(origin),
+        base_model=shown_name(origin.name),
         checkpoints=[item.model_dump(mode="json") for item in descent],
     )
     card = model_card(run, descent, checkpoint, origin, name, figures_of(agreement), recipe)
@@ -122,33 +121,22 @@ def origin_of(record: RunRecord, base: ModelFolder, workspace: Workspace) -> Mod
 
 def recipe_yaml(record: RunRecord, origin: ModelFolder) -> str:
     """The run's recipe, to be trained again with `forgellm train --config`."""
-    fields = record.recipe.model_dump(mode="json", exclude_none=True, exclude=_PRIVATE_FIELDS)
-    fields["model_name"] = shown_name(origin)
+    fields = record.recipe.model_dump(mode="json", exclude_none=True, exclude=set(PRIVATE_FIELDS))
+    fields["model_name"] = shown_name(origin.name)
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
-
-
-def shown_name(model: ModelFolder) -> str:
-    """A folder given by its place on this machine is named by its last part alone."""
-    return Path(model.name).name if Path(model.name).is_absolute() else model.name
 
 
 def compare(engine: FuseEngine, base: Path, weights: Path, out: Path) -> Agreement:
     """Raises ForgeError with the figures where the two models are not the same."""
-    agreement = engine.agreement(base, weights, out, general_prompts(Tokenizer.load(base)))
-    # A comparison with NaN is false, so it is refused too.
-    if agreement.top1 >= MIN_TOP1_AGREEMENT and agreement.mean_kl <= MAX_MEAN_KL:
-        return agreement
-    raise ForgeError(
+    agreement = agreement_of(engine, base, weights, out)
+    message = (
         "The merged model does not answer as the base model with its checkpoint does: they agree "
         f"on {100 * agreement.top1:.1f} % of tokens, with a mean divergence of "
-        f"{agreement.mean_kl:.4f} nats. It was not published.",
-        suggestion="Use the adapter with its base model instead, and report this.",
-        details={
-            "top1_agreement": agreement.top1,
-            "mean_kl": agreement.mean_kl if agreement.mean_kl == agreement.mean_kl else None,
-            "positions": agreement.num_positions,
-        },
+        f"{agreement.mean_kl:.4f} nats. It was not published."
     )
+    suggestion = "Use the adapter with its base model instead, and report this."
+    require_alike(agreement, MIN_TOP1_AGREEMENT, MAX_MEAN_KL, message, suggestion)
+    return agreement
 
 
 def _free_name(published: Path, run: Run, checkpoint: Checkpoint, now: datetime) -> str:

@@ -6,22 +6,18 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from forgellm import __version__, hardware
+from forgellm import __version__
 from forgellm.atomic import file_lock, whole_folder
 from forgellm.catalog import ModelFolder
-from forgellm.catalog.licence import licence_of
 from forgellm.child import OnProgress
 from forgellm.engines.adapter import LoraSettings, settings_beside
-from forgellm.engines.merged_model import model_of, require_own_settings
-from forgellm.errors import DiskTooSmall
+from forgellm.engines.merged_model import model_of, require_own_settings, require_room
 from forgellm.paths import Workspace
 from forgellm.publishing.adapter_exports import write_gguf_lora, write_mlx, write_peft
 from forgellm.publishing.artefact import write_lineage
-from forgellm.publishing.build import shown_name
+from forgellm.publishing.card_head import card_head, licence_shown
 from forgellm.publishing.exports import check_export
-from forgellm.publishing.sources import id_of, name_of
+from forgellm.publishing.sources import id_of, name_of, shown_name
 from forgellm.runs.checkpoints import verify, weights_sha256
 from forgellm.runs.lineage import start_checkpoint
 from forgellm.schema.exports import ExportRequest
@@ -92,7 +88,7 @@ def build_adapter(
         require_own_settings(run, checkpoint)
         record = run.record()
         base = model_of(record, workspace, record.recipe.engine)
-        _require_disk(exported, checkpoint.weights)
+        require_room(exported, checkpoint.weights.stat().st_size, "The adapter takes")
         with whole_folder(target, "the adapter") as folder:
             on_progress(0.3, "writing the adapter")
             files = _write(wanted.format, checkpoint.weights, base, run.name, folder)
@@ -102,7 +98,7 @@ def build_adapter(
             command += ["--format", wanted.format]
             facts = {
                 "checkpoint": name_of(run, checkpoint),
-                "base_model": shown_name(base),
+                "base_model": shown_name(base.name),
                 "files": files,
                 "size_mb": round(sum((folder / name).stat().st_size for name in files) / 1e6, 3),
             }
@@ -121,19 +117,10 @@ def build_adapter(
 def _write(kind: str, weights: Path, base: ModelFolder, name: str, out: Path) -> list[str]:
     """Raises CheckpointCorrupt, UnsupportedModel."""
     if kind == "peft":
-        return write_peft(weights, shown_name(base), base, out)
+        return write_peft(weights, shown_name(base.name), base, out)
     if kind == "mlx":
-        return write_mlx(weights, shown_name(base), out)
+        return write_mlx(weights, shown_name(base.name), out)
     return write_gguf_lora(weights, name, base, out)
-
-
-def _require_disk(folder: Path, weights: Path) -> None:
-    needed, free = weights.stat().st_size, hardware.disk_free_bytes(folder)
-    if needed > free:
-        raise DiskTooSmall(
-            f"The adapter takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
-            suggestion="Free disk space.",
-        )
 
 
 def _card(
@@ -145,17 +132,9 @@ def _card(
     merged: str,
 ) -> str:
     """Markdown with the YAML head that the hub reads."""
-    head: dict[str, Any] = {"library_name": {"gguf-lora": "gguf"}.get(kind, kind)}
-    head["pipeline_tag"] = "text-generation"
-    if base.kind == "cached":  # only then is the name one that the hub knows
-        head["base_model"] = base.name
-    licence = licence_of(base.path)
-    if licence is not None:
-        head["license"] = licence
     method = "dora" if settings.dora else "lora"
-    head["tags"] = ["forgellm", method]
     return _CARD.format(
-        head=f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
+        head=card_head({"gguf-lora": "gguf"}.get(kind, kind), base, [method]),
         name=facts["checkpoint"].rsplit("/", 1)[-1],
         method={"dora": "DoRA", "lora": "LoRA"}[method],
         rank=settings.rank,
@@ -168,5 +147,5 @@ def _card(
         merged=merged,
         usage=_USAGE[kind].format(base=facts["base_model"], file=facts["files"][0]),
         command=shlex.join(command),
-        licence=licence or "not stated in its files",
+        licence=licence_shown(base),
     )

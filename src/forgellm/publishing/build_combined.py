@@ -7,18 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from forgellm import __version__
 from forgellm.atomic import file_lock, whole_folder
 from forgellm.catalog import ModelFolder
-from forgellm.catalog.licence import licence_of
 from forgellm.catalog.safetensors_header import read_header
 from forgellm.catalog.safety import weight_files
 from forgellm.catalog.tensor_values import read_rows
 from forgellm.child import OnProgress
-from forgellm.data.tokenizer import Tokenizer
-from forgellm.engines.base import Agreement, FuseEngine
+from forgellm.engines.base import Agreement
 from forgellm.engines.combining import SAMPLE_ROWS, Combination
 from forgellm.engines.merged_model import model_of, require_disk, write_model
 from forgellm.engines.registry import load_fuse_engine
@@ -26,10 +22,11 @@ from forgellm.engines.stacking import can_stack, write_stacked
 from forgellm.errors import ForgeError
 from forgellm.paths import Workspace
 from forgellm.publishing.artefact import write_lineage
-from forgellm.publishing.build import compare, shown_name
+from forgellm.publishing.build import compare
+from forgellm.publishing.card_head import card_head, licence_shown
 from forgellm.publishing.combine import find_parts, require_free_name
-from forgellm.publishing.comparison import figures_of, general_prompts
-from forgellm.publishing.sources import Source, name_of
+from forgellm.publishing.comparison import agreement_of, figures_of
+from forgellm.publishing.sources import Source, name_of, shown_name
 from forgellm.runs.checkpoints import verify, weights_sha256
 from forgellm.schema.combining import CombineRequest
 
@@ -123,7 +120,7 @@ def _write(
     for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
         name = name_of(*part)
         on_progress(0.7 + 0.25 * number / len(parts), f"comparing with {name}")
-        agreement = _predictions(engine, base.path, files[number], out)
+        agreement = agreement_of(engine, base.path, files[number], out)
         compared.append({"checkpoint": name, "weight": weight, **_alike(agreement)})
     on_progress(0.95, "writing the model card")
     write_lineage(
@@ -131,7 +128,7 @@ def _write(
         "combined",
         request.checkpoints,
         _command(request),
-        base_model=shown_name(base),
+        base_model=shown_name(base.name),
         weights_sha256=[weights_sha256(checkpoint) for _, checkpoint in parts],
     )
     (out / "README.md").write_text(_card(request, base, verification, compared), "utf-8")
@@ -154,10 +151,6 @@ def _read_back(out: Path, change: Combination) -> int:
     if change.samples.keys() != change.names:
         raise ForgeError("Not every weight that the adapters change was in the base model.")
     return len(change.samples)
-
-
-def _predictions(engine: FuseEngine, base: Path, adapter: Path, out: Path) -> Agreement:
-    return engine.agreement(base, adapter, out, general_prompts(Tokenizer.load(base)))
 
 
 def _alike(agreement: Agreement) -> dict[str, float]:
@@ -183,13 +176,6 @@ def _card(
     verification: dict[str, Any],
     compared: Sequence[dict[str, Any]],
 ) -> str:
-    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if base.kind == "cached":  # only then is the name one that the hub knows
-        head["base_model"] = base.name
-    licence = licence_of(base.path)
-    if licence is not None:
-        head["license"] = licence
-    head["tags"] = ["forgellm", "merge"]
     rows = "".join(
         f"| `{part['checkpoint']}` | {part['weight']:g} | {100 * part['top1_agreement']:.1f} % "
         f"| {part['mean_kl']:.4f} |\n"
@@ -206,11 +192,9 @@ def _card(
             f"{verification['positions']} positions (mean divergence "
             f"{verification['mean_kl']:.2g} nats)."
         )
-    return f"""---
-{yaml.safe_dump(head, sort_keys=False)}---
-# {request.name}
+    return f"""{card_head("transformers", base, ["merge"])}# {request.name}
 
-Adapters of `{shown_name(base)}`, combined with ForgeLLM {__version__}: {_METHODS[request.method]}.
+Adapters of `{shown_name(base.name)}`, combined with ForgeLLM {__version__}: {_METHODS[request.method]}.
 
 | Checkpoint | Weight | Same likeliest token | Mean divergence (nats) |
 | --- | ---: | ---: | ---: |
@@ -234,7 +218,7 @@ It is a model in Hugging Face layout, for `transformers`, `mlx_lm` and others.
 {" ".join(_command(request))}
 ```
 
-The licence of the base model ({licence or "not stated in its files"}) applies.
+The licence of the base model ({licence_shown(base)}) applies.
 """
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from forgellm.data.tokenizer import Tokenizer
-from forgellm.engines.base import Agreement
+from forgellm.engines.base import Agreement, FuseEngine
 from forgellm.engines.merging import comparison_dtype
 from forgellm.engines.registry import load_generate_engine
+from forgellm.errors import ForgeError
 from forgellm.evaluation.scoring import likelihoods, mean_loss, windows
 
 _PROMPTS, _PROMPT_TOKENS = 6, 64
@@ -38,6 +39,32 @@ def perplexity(folder: Path) -> float:
     ]
     engine = load_generate_engine(folder, None, dtype=comparison_dtype(folder))
     return math.exp(mean_loss(likelihoods(engine, passages)))
+
+
+def agreement_of(engine: FuseEngine, base: Path, weights: Path, out: Path) -> Agreement:
+    """How the model `out` predicts beside `base` with `weights`; see `FuseEngine.agreement`."""
+    return engine.agreement(base, weights, out, general_prompts(Tokenizer.load(base)))
+
+
+def require_alike(
+    agreement: Agreement, top1: float, kl: float, message: str, suggestion: str
+) -> None:
+    """Raises ForgeError with the figures, unless at least `top1` of positions have the same
+    likeliest token and the mean divergence is at most `kl` nats."""
+    # A comparison with NaN is false, so it is refused too.
+    if agreement.top1 >= top1 and agreement.mean_kl <= kl:
+        return
+    details = {
+        "top1_agreement": agreement.top1,
+        "mean_kl": finite(agreement.mean_kl),
+        "positions": agreement.num_positions,
+    }
+    raise ForgeError(message, suggestion=suggestion, details=details)
+
+
+def finite(value: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def figures_of(agreement: Agreement) -> dict[str, Any]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forgellm.atomic import read_json, storage_errors
+from forgellm.atomic import read_json, remove_folder
 from forgellm.catalog import ModelFolder, find_model
 from forgellm.child import OnProgress
 from forgellm.errors import Conflict, NotFound
@@ -85,13 +83,7 @@ def remove_export(name: str, workspace: Workspace) -> int:
     folder = workspace.exported_models / name
     if not RUN_NAME.fullmatch(name) or folder.is_symlink() or not folder.is_dir():
         raise NotFound("There is no such export", suggestion="GET /api/models/exports lists them.")
-    size = sum(_sizes(folder).values())
-    with storage_errors("the export"):
-        # One rename takes the folder away at once; deleting large files takes a while.
-        grave = Path(tempfile.mkdtemp(prefix=".removed-", dir=folder.parent))
-        folder.rename(grave / name)
-        shutil.rmtree(grave)
-    return size
+    return remove_folder(folder, "the export")
 
 
 def _item(folder: Path, workspace: Workspace) -> ExportItem | None:

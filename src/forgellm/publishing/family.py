@@ -9,18 +9,20 @@ from forgellm.atomic import read_json
 from forgellm.catalog import ListedModel, list_models
 from forgellm.paths import Workspace
 from forgellm.publishing.artefact import LINEAGE_NAME
+from forgellm.publishing.sources import shown_name
 from forgellm.runs.store import Run, list_runs
 from forgellm.schema.family import FamilyMember
+from forgellm.schema.run import RunRecord
 
 
 def family(workspace: Workspace) -> list[FamilyMember]:
     """All that is here and all that it came from, the oldest first, what is gone before that."""
-    runs = list_runs(workspace)
-    names = {run.record().training_id: _name_of(run) for run in runs}
+    runs = [(run, run.record()) for run in list_runs(workspace)]
+    names = {record.training_id: _name_of(run) for run, record in runs}
     found = {
         member.name: member
         for member in (
-            *(_run(run, names) for run in runs),
+            *(_run(run, record, names) for run, record in runs),
             *(_model(item, workspace, names) for item in list_models(workspace) if _is_model(item)),
             *_exports(workspace, names),
         )
@@ -38,13 +40,12 @@ def _name_of(run: Run) -> str:
     return f"{run.folder.parent.name}/{run.name}"
 
 
-def _run(run: Run, names: dict[str, str]) -> FamilyMember:
-    record = run.record()
+def _run(run: Run, record: RunRecord, names: dict[str, str]) -> FamilyMember:
     model = str(record.model.get("name") or record.recipe.model_name)
     return FamilyMember(
         name=_name_of(run),
         kind="run",
-        made_from=[_named(record.recipe.base_run or _shown(model), names)],
+        made_from=[_named(record.recipe.base_run or shown_name(model), names)],
         command=f"forgellm reproduce {record.training_id}",
         created_at=record.created_at,
     )
@@ -76,7 +77,7 @@ def _noted(folder: Path, name: str, names: dict[str, str]) -> FamilyMember | Non
         return FamilyMember(
             name=name,
             kind=note["kind"],
-            made_from=[_named(_shown(parent), names) for parent in note["made_from"]],
+            made_from=[_named(shown_name(parent), names) for parent in note["made_from"]],
             command=note["command"],
             created_at=note["created_at"],
         )
@@ -90,8 +91,3 @@ def _named(source: str, names: dict[str, str]) -> str:
     if at and iteration.isdecimal():
         return f"{names.get(run, run)}@{iteration}"
     return names.get(source, source)
-
-
-def _shown(model: str) -> str:
-    """A model given by its place on this machine is named by its last part alone."""
-    return Path(model).name if model.startswith(("/", "~")) else model

@@ -7,12 +7,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from forgellm import __version__
 from forgellm.catalog import ModelFolder
-from forgellm.catalog.licence import licence_of
 from forgellm.data.tokenizer import Tokenizer
+from forgellm.publishing.card_head import card_head, licence_shown
 
 _MAX_CONTEXT = 8192  # what Ollama takes memory for; whoever needs more can say so
 _QUOTABLE = re.compile(r"[^\"\\\x00-\x1f\x7f]+")
@@ -70,18 +68,11 @@ def gguf_card(
 ) -> str:
     """Markdown with the YAML head that the hub reads."""
     name = model.name.rsplit("/", 1)[-1]
-    head: dict[str, Any] = {"library_name": "gguf", "pipeline_tag": "text-generation"}
-    if model.kind == "cached":  # only then is the name one that the hub knows
-        head["base_model"] = model.name
-    licence = licence_of(model.path)
-    if licence is not None:
-        head["license"] = licence
-    head["tags"] = ["forgellm", "gguf"]
     compared = figures["verification"]
     return _CARD.format(
-        head=f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
+        head=card_head("gguf", model, ["gguf"]),
         name=name,
-        licence=licence or "not stated in its files",
+        licence=licence_shown(model),
         lower=re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-") or "model",
         model=model.name,
         type=kind,

@@ -6,11 +6,9 @@ models at a time, as generating does.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-from forgellm import hardware
 from forgellm.atomic import file_lock, storage_errors, whole_folder
 from forgellm.catalog import ModelFolder, find_model
 from forgellm.catalog.gguf_export_config import export_config
@@ -20,12 +18,18 @@ from forgellm.catalog.gguf_writer import GgufPlan, plan_gguf, write_gguf
 from forgellm.child import OnProgress
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import Agreement
+from forgellm.engines.merged_model import require_room
 from forgellm.engines.merging import comparison_dtype
 from forgellm.engines.registry import load_fuse_engine
-from forgellm.errors import DiskTooSmall, ForgeError
 from forgellm.paths import Workspace
 from forgellm.publishing.artefact import write_lineage
-from forgellm.publishing.comparison import figures_of, general_prompts, perplexity
+from forgellm.publishing.comparison import (
+    agreement_of,
+    figures_of,
+    finite,
+    perplexity,
+    require_alike,
+)
 from forgellm.publishing.exports import check_export, plain_name
 from forgellm.publishing.gguf_card import gguf_card, modelfile
 from forgellm.publishing.gguf_tokenizer import carried_tokenizer, require_same_tokens
@@ -78,12 +82,7 @@ def _require_disk(folder: Path, model: ModelFolder, plan: GgufPlan, kind: GgufTy
     first = plan.num_bytes * (kind.binary is not None)
     final = model.facts.num_parameters * kind.bits / 8 if kind.binary else plan.num_bytes
     needed = final + _HEADER_BYTES + max(first, again)
-    free = hardware.disk_free_bytes(folder)
-    if needed > free:
-        raise DiskTooSmall(
-            f"The export and its check take {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
-            suggestion="Free disk space.",
-        )
+    require_room(folder, needed, "The export and its check take")
 
 
 def _item_bytes(model: Path) -> int:
@@ -109,8 +108,7 @@ def _check(
     require_same_tokens(tokenizer, Tokenizer.load(again))
     on_progress(0.55, "comparing with the model")
     # A folder in place of an adapter is a model by itself.
-    prompts = general_prompts(tokenizer)
-    agreement = load_fuse_engine().agreement(model.path, model.path, again, prompts)
+    agreement = agreement_of(load_fuse_engine(), model.path, model.path, again)
     _require_alike(agreement, kind)
     on_progress(0.7, "measuring the model's perplexity")
     before = perplexity(model.path)
@@ -119,27 +117,19 @@ def _check(
         "size_gb": round(file.stat().st_size / 1e9, 3),
         "model_size_gb": round(model.facts.size_bytes / 1e9, 3),
         "verification": figures_of(agreement),
-        "perplexity": _finite(perplexity(again)),
-        "model_perplexity": _finite(before),
+        "perplexity": finite(perplexity(again)),
+        "model_perplexity": finite(before),
     }
 
 
 def _require_alike(agreement: Agreement, kind: GgufType) -> None:
     top1, kl = kind.bounds
-    # A comparison with NaN is false, so it is refused too.
-    if agreement.top1 >= top1 and agreement.mean_kl <= kl:
-        return
-    raise ForgeError(
+    message = (
         f"The GGUF file in {kind.name} does not answer as the model does: they agree on "
         f"{100 * agreement.top1:.1f} % of tokens (at least {100 * top1:.0f} % are asked for), with "
-        f"a mean divergence of {agreement.mean_kl:.4f} nats (at most {kl}). It was not exported.",
-        suggestion="Choose a type with more bits: Q8_0 or BF16.",
-        details={
-            "top1_agreement": agreement.top1,
-            "mean_kl": _finite(agreement.mean_kl),
-            "positions": agreement.num_positions,
-        },
+        f"a mean divergence of {agreement.mean_kl:.4f} nats (at most {kl}). It was not exported."
     )
+    require_alike(agreement, top1, kl, message, "Choose a type with more bits: Q8_0 or BF16.")
 
 
 def _describe(
@@ -159,7 +149,3 @@ def _describe(
     card = gguf_card(model, kind.name, file.name, config, figures, command)
     (folder / "README.md").write_text(card, "utf-8")
     write_lineage(folder, "gguf", [model.name], command, type=kind.name, figures=figures)
-
-
-def _finite(value: float) -> float | None:
-    return round(value, 6) if math.isfinite(value) else None

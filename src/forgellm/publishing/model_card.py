@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from forgellm import __version__
 from forgellm.catalog import ModelFolder
-from forgellm.catalog.licence import licence_of
 from forgellm.publishing.card_figures import before_and_after, ranking, table
+from forgellm.publishing.card_head import card_head, licence_shown
 from forgellm.publishing.dashboard_png import DASHBOARD_NAME
 from forgellm.publishing.dashboard_story import Story, compact, duration, method_of, read_story
 from forgellm.runs.checkpoints import Checkpoint
 from forgellm.runs.store import Run
-from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import Ancestor, RunRecord
 
 _TAGS = {
@@ -62,7 +59,7 @@ def model_card(
     story = read_story(run)
     base_name = base.name.rstrip("/").rsplit("/", 1)[-1]
     parts = [
-        _head(base, story.record.recipe),
+        card_head("transformers", base, [_TAGS[story.record.recipe.training_type]]),
         f"# {base_name}, trained on {story.record.recipe.dataset}\n",
         f"The checkpoint of iteration {checkpoint.iteration:,} of the run `{run.name}`, merged "
         f"into its base model with ForgeLLM {__version__}.\n",
@@ -75,20 +72,10 @@ def model_card(
         "## Is it the checkpoint?\n\n" + _comparison(verification),
         _RUN.replace("{name}", name),
         _again(story.record, recipe),
-        f"## Limits\n\n{_licence_words(base)} What the base model gets wrong, this one may get "
-        "wrong too; text it was trained on can appear in its answers.\n",
+        f"## Limits\n\nThe base model's licence ({licence_shown(base)}) applies. What the base model "
+        "gets wrong, this one may get wrong too; text it was trained on can appear in its answers.\n",
     ]
     return "\n".join(parts)
-
-
-def _head(base: ModelFolder, recipe: Recipe) -> str:
-    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if base.kind == "cached":  # only then is the name one that the hub knows
-        head["base_model"] = base.name
-    if licence := licence_of(base.path):
-        head["license"] = licence
-    head["tags"] = ["forgellm", _TAGS[recipe.training_type]]
-    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
 
 
 def _facts(story: Story, checkpoint: Checkpoint, base: ModelFolder) -> list[tuple[str, str]]:
@@ -148,11 +135,6 @@ def _again(record: RunRecord, recipe: str) -> str:
         f"{versions or 'unknown versions'}, in {record.dtype or 'an unknown type'} on "
         f"{record.device or 'an unknown device'}.\n\n```yaml\n{recipe}```\n"
     )
-
-
-def _licence_words(base: ModelFolder) -> str:
-    licence = licence_of(base.path)
-    return f"The base model's licence ({licence or 'not stated in its files'}) applies."
 
 
 def _comparison(verification: dict[str, Any]) -> str:

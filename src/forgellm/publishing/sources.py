@@ -1,12 +1,19 @@
-"""The checkpoints that something is made of: by what names, and whether they are adapters."""
+"""The models and checkpoints that something is made of: by what names, and which are adapters."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from forgellm.errors import InvalidRequest
 from forgellm.runs.checkpoints import Checkpoint
 from forgellm.runs.store import Run
 
 Source = tuple[Run, Checkpoint]
+
+
+def shown_name(model: str) -> str:
+    """A model given by its place on this machine is named by its last part alone."""
+    return Path(model).name if model.startswith(("/", "~")) else model
 
 
 def name_of(run: Run, checkpoint: Checkpoint) -> str:

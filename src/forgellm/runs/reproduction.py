@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from forgellm.runs.metrics import effective, read_lines
 from forgellm.runs.store import Run
-from forgellm.schema.recipe import Recipe, parse_recipe
+from forgellm.schema.recipe import PRIVATE_FIELDS, Recipe, parse_recipe
 
-_PRIVATE = {"webhook_url", "queue"}
 _DATA = ("fingerprint", "tokenizer_fingerprint", "replay_fingerprint", "train_tokens")
 
 
@@ -33,7 +32,7 @@ def recipe_again(run: Run) -> Recipe:
     """The recipe that repeats a run: as it was resolved, with the engine and the type of numbers
     that were chosen for it. Raises RunNotFound, ConfigError."""
     record = run.record()
-    fields = record.recipe.model_dump(exclude=_PRIVATE, exclude_none=True)
+    fields = record.recipe.model_dump(exclude=set(PRIVATE_FIELDS), exclude_none=True)
     chosen = {"engine": record.engine, "dtype": record.dtype}
     return parse_recipe(fields | {name: value for name, value in chosen.items() if value})
 

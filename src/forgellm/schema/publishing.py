@@ -10,7 +10,7 @@ from forgellm.schema.recipe import TrainingType
 from forgellm.schema.reply import Item, Reply
 from forgellm.schema.request import Request
 
-_ID_PART = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+HUB_ID_PART = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 
 JobKind = Literal[
     "publish_checkpoint",
@@ -58,7 +58,7 @@ class DownloadRequest(Request, json_schema_extra={"examples": [_DOWNLOAD]}):
         max_length=200,
         description="A model's id on the hub.",
         # Told, not checked here: `is_hub_id` does that, and says more.
-        json_schema_extra={"pattern": rf"^(?!.*(--|\.\.)){_ID_PART}(/{_ID_PART})?$"},
+        json_schema_extra={"pattern": rf"^(?!.*(--|\.\.)){HUB_ID_PART}(/{HUB_ID_PART})?$"},
     )
     revision: str = Field(
         "main", min_length=1, max_length=200, description="Branch, tag or commit."

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from forgellm.schema.publishing import HUB_ID_PART
 from forgellm.schema.reply import Item
 from forgellm.schema.request import Request
 
-_ID_PART = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _PUSH = {"model_name": "published/my-model", "repo_id": "me/my-model", "dry_run": True}
 
 
@@ -17,7 +17,7 @@ class PushRequest(Request, json_schema_extra={"examples": [_PUSH]}):
     )
     repo_id: str = Field(
         max_length=200,
-        pattern=rf"^{_ID_PART}/{_ID_PART}$",
+        pattern=rf"^{HUB_ID_PART}/{HUB_ID_PART}$",
         description="Where to on the hub: `owner/name`.",
     )
     private: bool = Field(True, description="A new repository is private unless this is false.")

@@ -19,6 +19,8 @@ from forgellm.schema.request import Request
 
 TrainingType = Literal["cpt", "ift", "dpo", "orpo"]
 TRAINING_TYPES: tuple[TrainingType, ...] = get_args(TrainingType)
+# What the address of a webhook holds may be secret, and a queue is of no use to others.
+PRIVATE_FIELDS = frozenset({"webhook_url", "queue"})
 LrSchedule = Literal["cosine", "linear", "constant", "wsd"]
 ColumnRole = Literal["messages", "user", "assistant", "system", "prompt", "chosen", "rejected"]
 LoraTarget = Literal["all", "attention"] | list[str]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -26,9 +25,14 @@ def make_router(workspace: Workspace, jobs: JobRunner) -> APIRouter:
     router = APIRouter(prefix="/api/models", route_class=JsonRoute)
 
     @router.post("/export")
-    async def export(body: ExportRequest) -> JobStarted:
+    def export(body: ExportRequest) -> JobStarted:
         """Write a model in another format to `models/exported/`, checked against the model, as a job."""
-        job = await asyncio.to_thread(_submit, workspace, jobs, body)
+        key = check_export(body, workspace).name
+
+        def work(job: Job) -> dict[str, Any]:
+            return export_model(body, workspace, job.report, job.stop_with)
+
+        job = jobs.submit("export_model", key, work, "heavy")
         return JobStarted(message="Export started", job_id=job.job_id)
 
     @router.get("/exports")
@@ -45,12 +49,3 @@ def make_router(workspace: Workspace, jobs: JobRunner) -> APIRouter:
         )
 
     return router
-
-
-def _submit(workspace: Workspace, jobs: JobRunner, body: ExportRequest) -> Job:
-    key = check_export(body, workspace).name
-
-    def work(job: Job) -> dict[str, Any]:
-        return export_model(body, workspace, job.report, job.stop_with)
-
-    return jobs.submit("export_model", key, work, "heavy")
