@@ -77,13 +77,20 @@ def documents_of(batch: Batch) -> list[np.ndarray]:
     return found
 
 
-def build_quantised_model(folder: Path, bits: int, dequantised: Path | None = None) -> Path:
+def build_quantised_model(
+    folder: Path,
+    bits: int,
+    dequantised: Path | None = None,
+    architecture: str = "llama",
+    **changes: Any,
+) -> Path:
     """A tiny model as mlx-lm quantises it, `<folder>-plain` it was made from, and on request the
     plain model with just the weights that the quantised one stands for."""
     from mlx_lm.utils import dequantize_model, load_model, quantize_model, save_config, save_model
 
     # Whole groups of 32 in every matrix, which quantising asks for.
-    plain = build_tiny_model(folder.with_name(f"{folder.name}-plain"), num_key_value_heads=4)
+    plain = folder.with_name(f"{folder.name}-plain")
+    build_tiny_model(plain, architecture, num_key_value_heads=4, **changes)
     model, config = load_model(plain)
     model, config = quantize_model(model, config, 32, bits)
     folder.mkdir()

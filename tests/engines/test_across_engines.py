@@ -197,26 +197,29 @@ def test_both_engines_merge_to_the_same_weights(tmp_path: Path, fine_tune_type: 
         np.testing.assert_allclose(merged[1][key], value, rtol=1e-5, atol=1e-6, err_msg=key)
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("bits", [4, 8])
-def test_an_adapter_on_a_quantised_base_is_published_plain(tmp_path: Path, bits: int) -> None:
+def test_an_adapter_on_a_quantised_base_is_published_plain(
+    tmp_path: Path, bits: int, maker: str, reader: str
+) -> None:
     """Both engines read the result, and it answers as the quantised base with its adapter does."""
     folder = build_quantised_model(tmp_path / "q", bits)
-    engine = make_engine("mlx", folder)
+    engine = make_engine(maker, folder)
     for seed in range(8):
         engine.step(random_batch([[9, 14, 7]], seed=seed), 1e-2, update=True)
     file = save(engine, tmp_path / "c")
     (tmp_path / "c" / CONFIG_NAME).write_text(json.dumps(engine.adapter_config()))
     out = tmp_path / "out"
     out.mkdir()
-    fuse = load_fuse_engine("mlx")
+    fuse = load_fuse_engine(maker)
     fuse.fuse(folder, file, out, lambda share: None)
     assert "quantization" not in json.loads((out / "config.json").read_text())
     prompts = [[1, 2, 3, 4, 5, 6, 7, 8], [90, 80, 70, 60, 50]]
     agreement = fuse.agreement(folder, file, out, prompts)
     assert agreement.mean_kl < 1e-3
     batch = random_batch([[12, 18]], seed=77)
-    found = load_generate_engine(out, None, engine="torch", dtype="float32").token_log_probs(batch)
-    expected = load_generate_engine(folder, file, engine="mlx").token_log_probs(batch)
+    found = load_generate_engine(out, None, engine=reader, dtype="float32").token_log_probs(batch)
+    expected = load_generate_engine(folder, file, engine=maker).token_log_probs(batch)
     np.testing.assert_allclose(found, expected, atol=0.1)
 
 

@@ -1,4 +1,4 @@
-"""The MLX engine's own: quantised bases, compiled steps, what it refuses, models it cannot split."""
+"""The MLX engine's own: compiled steps, what it refuses, models it cannot split."""
 
 from __future__ import annotations
 
@@ -21,52 +21,6 @@ from training_engines import gradients, make_engine, save, trainable, with_rando
 
 def never() -> bool:
     return False
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("fine_tune_type", ["lora", "dora"])
-def test_an_adapter_learns_on_a_quantised_base(
-    tmp_path: Path, bits: int, fine_tune_type: str
-) -> None:
-    folder = build_quantised_model(tmp_path / "q", bits)
-    engine = make_engine("mlx", folder, fine_tune_type=fine_tune_type)
-    batches = [random_batch([[9, 14, 7]], seed=s) for s in range(3)]
-    before = engine.validation_loss(batches, never)
-    for batch in batches * 6:
-        engine.step(batch, 1e-2, update=True)
-    assert engine.validation_loss(batches, never) < before - 0.1
-    assert (
-        engine.info.num_parameters == make_engine("mlx", tmp_path / "q-plain").info.num_parameters
-    )
-
-
-def test_adapter_gradients_on_a_quantised_base_equal_those_on_its_rounded_weights(
-    tmp_path: Path,
-) -> None:
-    """The plain model with the weights that the quantised one stands for is the reference."""
-    folder = build_quantised_model(tmp_path / "q", 8, dequantised=tmp_path / "d")
-    batch = random_batch([[9, 14, 7], [21, 5, 4]])
-    found = []
-    for path in (folder, tmp_path / "d"):
-        engine = make_engine("mlx", path)
-        with_random_adapters(engine, tmp_path / path.name / "a")
-        engine.step(batch, 0.0, update=False)
-        found.append(gradients(engine))
-    for key in found[0]:
-        np.testing.assert_allclose(found[0][key], found[1][key], rtol=1e-3, atol=1e-5)
-
-
-def test_quantised_weights_themselves_are_not_trained(tmp_path: Path) -> None:
-    folder = build_quantised_model(tmp_path / "q", 4)
-    with pytest.raises(UnsupportedModel, match="Quantised"):
-        make_engine("mlx", folder, fine_tune_type="full")
-
-
-def test_the_torch_engine_says_what_to_do_with_a_quantised_model(tmp_path: Path) -> None:
-    folder = build_quantised_model(tmp_path / "q", 4)
-    with pytest.raises(UnsupportedModel, match="quantised") as refusal:
-        make_engine("torch", folder)
-    assert "mlx" in refusal.value.suggestion
 
 
 def test_dropout_with_gradient_checkpointing_is_a_wrong_field(tmp_path: Path) -> None:
@@ -216,18 +170,3 @@ def test_the_processor_computes_in_float32() -> None:
     if choose_placement("auto").device == "cpu":
         assert choose_placement("auto").dtype_name == "float32"
     assert choose_placement("bfloat16").reason == "asked for"
-
-
-def test_an_adapter_beside_a_quantised_layer_is_kept_apart(tmp_path: Path) -> None:
-    from forgellm.engines.mlx import adapters
-
-    folder = build_quantised_model(tmp_path / "q", 4)
-    engine = make_engine("mlx", folder, lora_target="attention")
-    with_random_adapters(engine, tmp_path / "a")
-    model = engine.model
-    tokens = mx.array([[1, 2, 3]])
-    before = model(tokens)
-    adapters.merge_lora(model)
-    assert len(adapters.adapter_tensors(model)) == 16
-    assert mx.allclose(model(tokens), before, rtol=1e-4, atol=1e-4)
-    assert save(engine, tmp_path / "again").is_file()

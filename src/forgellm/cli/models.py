@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forgellm.cli import combine, export, push
+from forgellm.cli import combine, export, push, quantise
 from forgellm.paths import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="how to store the weights; float32 is exact and takes twice the space",
     )
     export.add_parser(commands)
+    quantise.add_parser(commands)
     command = commands.add_parser("list", help="models and trained runs on this machine")
     command.add_argument("--json", action="store_true", help="machine-readable output")
     command = commands.add_parser("tree", help="what was made from what")
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         "import": _import,
         "export": export.run,
         "combine": combine.run,
+        "quantize": quantise.run,
         "list": _list,
         "tree": _tree,
         "pull": _pull,

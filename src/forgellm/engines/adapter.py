@@ -44,6 +44,16 @@ def settings_of(recipe: Recipe) -> LoraSettings:
     )
 
 
+def require_trainable(recipe: Recipe, *, is_quantised: bool) -> None:
+    """Raises UnsupportedModel for full fine-tuning of quantised weights."""
+    if is_quantised and recipe.fine_tune_type == "full":
+        raise UnsupportedModel(
+            "Quantised weights cannot be trained themselves",
+            suggestion="Train an adapter on them (fine_tune_type lora), or take the model's "
+            "bfloat16 release.",
+        )
+
+
 def adapter_config(
     settings: LoraSettings, layer_names: list[str], base_model: str
 ) -> dict[str, Any]:

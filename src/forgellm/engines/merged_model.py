@@ -104,19 +104,25 @@ def write_model(
         raise storage_error(out.name, error) from error
     for _, checkpoint in made_of:
         verify(checkpoint)  # it may have been replaced while it was read
-    for pattern in _COPIED:
-        for file in base.glob(pattern):
-            if file.is_file() and file.name not in _NOT_COPIED:
-                shutil.copyfile(file, out / file.name)
+    copy_beside_weights(base, out)
     for run, _ in made_of:
         if (run.folder / CHAT_TEMPLATE_NAME).is_file():  # what its conversations were read with
             shutil.copyfile(run.folder / CHAT_TEMPLATE_NAME, out / CHAT_TEMPLATE_NAME)
             break
 
 
+def copy_beside_weights(base: Path, out: Path) -> None:
+    """The tokenizer, chat template, generation settings and licence of a model, exactly."""
+    for pattern in _COPIED:
+        for file in base.glob(pattern):
+            if file.is_file() and file.name not in _NOT_COPIED:
+                shutil.copyfile(file, out / file.name)
+
+
 def require_disk(folder: Path, base: ModelFolder, kind: str) -> None:
-    """Room for a model of the base's size, or DiskTooSmall."""
-    require_room(folder, base.facts.size_bytes, f"The {kind} model takes")
+    """Room for a model of the base's size, or for its plain weights; or DiskTooSmall."""
+    plain_bytes = 2 * base.facts.num_parameters * bool(base.facts.quantization)
+    require_room(folder, plain_bytes or base.facts.size_bytes, f"The {kind} model takes")
 
 
 def require_room(folder: Path, needed: float, what_takes: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgellm import hardware
+from forgellm.catalog.facts import read_facts
 from forgellm.catalog.safetensors_header import read_header
 from forgellm.catalog.safety import weight_files
 from forgellm.engines.base import Agreement
@@ -129,7 +130,8 @@ def require_shape(name: str, shape: tuple[int, ...], parts: dict[str, Any]) -> N
 
 def comparison_dtype(model_path: Path) -> str:
     """float32, whose own error does not hide one of ours, where the machine has room for it."""
-    elements = sum(file.stat().st_size for file in weight_files(model_path)) / 2
+    config = json.loads((model_path / "config.json").read_text("utf-8"))
+    elements = read_facts(model_path, config).num_parameters
     room = hardware.training_memory_bytes()
     return "float32" if elements * 4 * _FLOAT32_HEADROOM < room else "auto"
 

@@ -39,6 +39,10 @@ def task_named(name: str) -> Task:
             from forgellm.publishing.build_combined import combine_task
 
             return combine_task
+        case "quantise":
+            from forgellm.publishing.build_quantised import quantise_task
+
+            return quantise_task
     raise ValueError(name)
 
 

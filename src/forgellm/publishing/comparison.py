@@ -5,17 +5,28 @@ from __future__ import annotations
 import math
 from importlib import resources
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from forgellm.data.tokenizer import Tokenizer
-from forgellm.engines.base import Agreement, FuseEngine
+from forgellm.engines.base import Agreement, FuseEngine, GenerateEngine
 from forgellm.engines.merging import comparison_dtype
 from forgellm.engines.registry import load_generate_engine
 from forgellm.errors import ForgeError
 from forgellm.evaluation.scoring import likelihoods, mean_loss, windows
+from forgellm.schema.generation import Sampling
 
 _PROMPTS, _PROMPT_TOKENS = 6, 64
 _SCORED_TEXTS = 6
+_SPEED_SAMPLING = Sampling(
+    max_tokens=33,
+    temperature=0.0,
+    top_p=1.0,
+    repetition_penalty=1.0,
+    frequency_penalty=0.0,
+    presence_penalty=0.0,
+    seed=0,
+)
 
 
 def general_texts() -> list[str]:
@@ -33,12 +44,24 @@ def general_prompts(tokenizer: Tokenizer) -> list[list[int]]:
 
 def perplexity(folder: Path) -> float:
     """Of a model in Hugging Face layout on a few of the texts, by its own tokenizer."""
-    tokenizer = Tokenizer.load(folder)
-    passages = [
-        passage for text in general_texts()[:_SCORED_TEXTS] for passage in windows(tokenizer, text)
-    ]
     engine = load_generate_engine(folder, None, dtype=comparison_dtype(folder))
+    return perplexity_of(engine, Tokenizer.load(folder))
+
+
+def perplexity_of(engine: GenerateEngine, tokenizer: Tokenizer) -> float:
+    texts = general_texts()[:_SCORED_TEXTS]
+    passages = [passage for text in texts for passage in windows(tokenizer, text)]
     return math.exp(mean_loss(likelihoods(engine, passages)))
+
+
+def decode_speed(engine: GenerateEngine, tokenizer: Tokenizer) -> float:
+    """Tokens per second of one answer, after its first token."""
+    prompt, sampling = general_prompts(tokenizer)[0], _SPEED_SAMPLING
+    ids = engine.generate(prompt, sampling, frozenset())
+    next(ids)
+    started = perf_counter()
+    num_tokens = sum(1 for _ in ids)
+    return num_tokens / (perf_counter() - started)
 
 
 def agreement_of(engine: FuseEngine, base: Path, weights: Path, out: Path) -> Agreement:

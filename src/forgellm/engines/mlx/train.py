@@ -35,7 +35,7 @@ from forgellm.engines.mlx.random_state import random_state, set_random_state
 from forgellm.engines.mlx.scoring import device_batch, packed_hidden_states, prove_packing
 from forgellm.engines.mlx.tensor_files import Tensors, read_tensors
 from forgellm.engines.preference import preference_figures
-from forgellm.errors import ConfigError, UnsupportedModel
+from forgellm.errors import ConfigError
 from forgellm.schema.recipe import Recipe
 
 _ARRAYS = 4  # of a batch without pairs
@@ -324,12 +324,7 @@ def _device_arrays(batch: Batch) -> tuple[mx.array, ...]:
 
 
 def _require_possible(recipe: Recipe, config: dict[str, Any]) -> None:
-    if recipe.fine_tune_type == "full" and config.get("quantization"):
-        raise UnsupportedModel(
-            "Quantised weights cannot be trained themselves",
-            suggestion="Train an adapter on them (fine_tune_type lora), or take the model's "
-            "bfloat16 release.",
-        )
+    adapter.require_trainable(recipe, is_quantised=bool(config.get("quantization")))
     if recipe.grad_checkpoint and recipe.lora_dropout:
         # MLX draws another mask when it computes a block again: wrong gradients, unnoticed.
         raise ConfigError.one("lora_dropout", "must be 0 with grad_checkpoint on the MLX engine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from forgellm.catalog.safetensors_header import read_header
+from forgellm.catalog.safety import weight_files
 from forgellm.engines import merging
 from forgellm.engines.adapter import LoraSettings, settings_beside
 from forgellm.engines.base import Agreement, WeightChange
 from forgellm.engines.torch import load
 from forgellm.engines.torch.adapters import attach_adapter, read_adapter
 from forgellm.engines.torch.lora import LoraLinear
+from forgellm.engines.torch.quantised import AffineWeight
 from forgellm.errors import CheckpointCorrupt, UnsupportedModel
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -26,7 +30,11 @@ Change = Callable[[str, Tensor], Tensor]
 
 
 class TorchFuseEngine:
-    """See `engines.base.FuseEngine`. At most one file of the base is in memory at a time."""
+    """See `engines.base.FuseEngine`. At most one file of the base is in memory at a time.
+
+    A quantised base becomes plain bfloat16, since rounding the sum again could erase a small
+    adapter.
+    """
 
     def fuse(
         self, model_path: Path, weights: Path, out: Path, on_progress: Callable[[float], None]
@@ -36,14 +44,14 @@ class TorchFuseEngine:
             change: Change = _cast_to(cast(torch.dtype, getattr(torch, dtype)))
             source, config_dtype = weights, dtype
         else:
-            load.refuse_quantised(model_path)
             change, source, config_dtype = _AdapterMerge(weights, model_path), model_path, None
+        base = _BaseWeights(source)
 
         def rewrite(file: Path, target: Path, progress: merging.Progress) -> None:
-            _rewrite(file, target, change, progress)
+            _rewrite(base, file, target, change, progress)
 
         merging.rewrite_weights(source, out, rewrite, on_progress)
-        merging.write_config(source, out, config_dtype)
+        merging.write_config(source, out, base.plain_dtype or config_dtype)
 
     def rewrite(
         self,
@@ -52,7 +60,7 @@ class TorchFuseEngine:
         out: Path,
         on_progress: Callable[[float], None],
     ) -> None:
-        load.refuse_quantised(model_path)
+        base = _BaseWeights(model_path)
 
         def changed(name: str, tensor: Tensor) -> Tensor:
             if name not in change.names:
@@ -60,10 +68,10 @@ class TorchFuseEngine:
             return torch.from_numpy(change(name, tensor.float().numpy())).to(tensor.dtype)
 
         def rewrite(file: Path, target: Path, progress: merging.Progress) -> None:
-            _rewrite(file, target, changed, progress)
+            _rewrite(base, file, target, changed, progress)
 
         merging.rewrite_weights(model_path, out, rewrite, on_progress)
-        merging.write_config(model_path, out, None)
+        merging.write_config(model_path, out, base.plain_dtype)
 
     def agreement(
         self, model_path: Path, weights: Path, fused: Path, prompts: list[list[int]]
@@ -77,6 +85,39 @@ class TorchFuseEngine:
         del model
         found = _log_probs(load.load_model(fused, place.dtype, place.device), prompts, place.device)
         return merging.agreement_of(expected, found, place.dtype_name)
+
+
+class _BaseWeights:
+    """Makes a model's tensors plain; a quantised weight's scales may be in another file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._settings: dict[str, Any] = {}
+        if load.is_quantised(folder):
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+            self._settings = config["quantization"]
+        self._files = {name: file for file in weight_files(folder) for name in read_header(file)}
+
+    @property
+    def plain_dtype(self) -> str | None:
+        """What quantised weights become; None for a base that is plain already."""
+        return "bfloat16" if self._settings else None
+
+    def plain(self, name: str, tensor: Tensor) -> Tensor | None:
+        """None for scales and biases, which go into their weight."""
+        stem, _, leaf = name.rpartition(".")
+        if f"{stem}.scales" not in self._files or leaf not in ("weight", "scales", "biases"):
+            return tensor
+        if leaf != "weight":
+            return None
+        scales, biases = (self._read(f"{stem}.{part}") for part in ("scales", "biases"))
+        own = self._settings.get(stem)
+        settings = own if isinstance(own, dict) else self._settings
+        num_columns = scales.shape[1] * int(settings["group_size"])
+        return AffineWeight(tensor, scales, biases, num_columns).plain().bfloat16()
+
+    def _read(self, name: str) -> Tensor:
+        with _opened(self._files[name]) as tensors:
+            return cast(Tensor, tensors.get_tensor(name))
 
 
 class _AdapterMerge:
@@ -111,13 +152,17 @@ def _cast_to(dtype: torch.dtype) -> Change:
     return lambda _, tensor: tensor.to(dtype) if tensor.dtype in _FLOATS else tensor
 
 
-def _rewrite(file: Path, target: Path, change: Change, on_progress: merging.Progress) -> None:
-    """Copy one weight file, each tensor through `change`."""
+def _rewrite(
+    base: _BaseWeights, file: Path, target: Path, change: Change, on_progress: merging.Progress
+) -> None:
+    """Copy one weight file, each tensor made plain and through `change`."""
     changed: dict[str, Tensor] = {}
     with _opened(file) as tensors:
         names = list(tensors.keys())
         for number, name in enumerate(names, 1):
-            changed[name] = change(name, tensors.get_tensor(name)).contiguous()
+            plain = base.plain(name, tensors.get_tensor(name))
+            if plain is not None:
+                changed[name] = change(name, plain).contiguous()
             on_progress(number / len(names))
     save_file(changed, target, metadata={"format": "pt"})
 

@@ -18,6 +18,7 @@ from forgellm.engines.torch import load
 from forgellm.engines.torch.adapters import attach_adapter
 from forgellm.engines.torch.lora import merge_lora
 from forgellm.engines.torch.memory import out_of_memory_named
+from forgellm.engines.torch.quantised import num_parameters
 from forgellm.engines.torch.scoring import batch_log_probs, score_text, scored_tokens
 from forgellm.errors import ConfigError, InvalidRequest
 from forgellm.schema.generation import Sampling
@@ -127,7 +128,7 @@ class TorchGenerateEngine(TorchAnswers):
             device=place.device.type,
             dtype=place.dtype_name,
             dtype_reason=place.reason,
-            num_parameters=sum(p.numel() for p in model.parameters()),
+            num_parameters=num_parameters(model),
             num_trainable=0,
             context_length=load.context_length(model),
             versions=load.versions(),

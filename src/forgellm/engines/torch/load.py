@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from forgellm import hardware
+from forgellm.catalog.safety import weight_files
 from forgellm.errors import UnsupportedModel
 
 # Set before transformers is imported: a local folder never needs the hub.
@@ -19,8 +20,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import transformers
+from safetensors.torch import load_file
+from transformers.initialization import no_init_weights
 
-from forgellm.engines.torch import attention
+from forgellm.engines.torch import attention, quantised
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -57,11 +60,13 @@ def choose_placement(dtype: str) -> Placement:
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """Load safetensors weights from a local folder; no code of the model's own is run.
 
-    Raises UnsupportedModel when transformers does not know the architecture, the files are bad, or
-    the weights are quantised.
+    Weights in MLX's affine format stay packed. Raises UnsupportedModel when transformers does not
+    know the architecture, the files are bad, or the weights are quantised in another way.
     """
-    refuse_quantised(folder)
+    is_packed = is_quantised(folder)
     try:
+        if is_packed:
+            return _load_quantised(folder, dtype).to(device)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=dtype,
@@ -78,18 +83,38 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     return model.to(device)
 
 
-def refuse_quantised(folder: Path) -> None:
+def is_quantised(folder: Path) -> bool:
+    """Whether weights are in MLX's affine format. Raises UnsupportedModel where in another."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UnsupportedModel("The model's config.json cannot be read") from error
-    if isinstance(config, dict) and (
-        config.get("quantization") or config.get("quantization_config")
-    ):
+    settings = config.get("quantization")
+    other = isinstance(settings, dict) and settings.get("mode", "affine") != "affine"
+    if other or (config.get("quantization_config") and not settings):
         raise UnsupportedModel(
-            "The model's weights are quantised, which the torch engine does not compute with",
+            "The model's weights are quantised in a way that the torch engine does not compute with",
             suggestion="Use the mlx engine, or the model's bfloat16 or float16 release.",
         )
+    return bool(settings)
+
+
+def _load_quantised(folder: Path, dtype: torch.dtype) -> Any:
+    config = transformers.AutoConfig.from_pretrained(
+        str(folder), trust_remote_code=False, local_files_only=True
+    )
+    for key in ("quantization", "quantization_config"):
+        if hasattr(config, key):
+            delattr(config, key)
+    with no_init_weights():  # memory is taken when it is written to, so not for what is replaced
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention.NAME, trust_remote_code=False
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        tensors |= load_file(file)
+    quantised.install(model, tensors, dtype)
+    return model.eval()
 
 
 @dataclass(frozen=True)

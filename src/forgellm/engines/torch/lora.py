@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from forgellm.engines.adapter import LoraSettings
 from forgellm.engines.layers import target_layers
+from forgellm.engines.torch.quantised import QuantisedLinear
+
+LINEAR = (nn.Linear, QuantisedLinear)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -53,28 +56,36 @@ _lora_linear: Callable[..., Tensor] = _LoraLinear.apply
 class LoraLinear(nn.Module):
     """A frozen linear layer with a trainable low-rank addition."""
 
-    def __init__(self, linear: nn.Linear, settings: LoraSettings, generator: torch.Generator):
+    def __init__(
+        self,
+        linear: nn.Linear | QuantisedLinear,
+        settings: LoraSettings,
+        generator: torch.Generator,
+    ):
         super().__init__()
         self.linear = linear
         self.scale = settings.scale
         self.dropout = settings.dropout
-        out_features, in_features = linear.weight.shape
+        weight = linear.weight
+        out_features, in_features = weight.shape
         bound = 1 / math.sqrt(in_features)
         a = torch.empty(in_features, settings.rank).uniform_(-bound, bound, generator=generator)
-        device = linear.weight.device
+        device = weight.device
         self.lora_a = nn.Parameter(a.to(device))
         self.lora_b = nn.Parameter(torch.zeros(settings.rank, out_features, device=device))
         self.m: nn.Parameter | None = None
         if settings.dora:
-            self.m = nn.Parameter(linear.weight.detach().float().norm(dim=1))
+            self.m = nn.Parameter(weight.detach().float().norm(dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.linear.weight, self.linear.bias
-        if self.m is None and not (self.dropout and self.training):
-            return _lora_linear(x, weight, bias, self.lora_a, self.lora_b, self.scale)
+        linear, bias = self.linear, self.linear.bias
+        is_packed = isinstance(linear, QuantisedLinear)
+        if not is_packed and self.m is None and not (self.dropout and self.training):
+            return _lora_linear(x, linear.weight, bias, self.lora_a, self.lora_b, self.scale)
         dropped = F.dropout(x, self.dropout, self.training)
         low = dropped @ self.lora_a.to(x.dtype) @ self.lora_b.to(x.dtype)
-        out = F.linear(x, weight) + self.scale * low
+        plain = linear.project(x) if is_packed else F.linear(x, linear.weight)
+        out = plain + self.scale * low
         if self.m is not None:
             # The norm counts as a constant in the backward pass (section 4.3 of the DoRA paper).
             norm = self.merged_direction().norm(dim=1).detach()
@@ -100,14 +111,13 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> list[str]:
     Initial values depend on `seed` alone. Raises ConfigError if `lora_target` matches nothing.
     """
     model.requires_grad_(False)
-    linears = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    linears = [name for name, layer in model.named_modules() if isinstance(layer, LINEAR)]
     names = target_layers(linears, settings.target, settings.num_layers)
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         parent_name, _, child = name.rpartition(".")
         parent = model.get_submodule(parent_name)
-        linear = cast(nn.Linear, getattr(parent, child))
-        setattr(parent, child, LoraLinear(linear, settings, generator))
+        setattr(parent, child, LoraLinear(getattr(parent, child), settings, generator))
     return names
 
 
@@ -117,8 +127,13 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
-    """Replace each adapted layer by the plain layer that computes the same, merged in float32."""
+    """Replace adapted plain layers by ones that compute the same, merged in float32.
+
+    Quantised layers keep their adapter beside them, for rounding the sum again could erase it.
+    """
     for name, layer in lora_layers(model).items():
+        if isinstance(layer.linear, QuantisedLinear):
+            continue
         layer.linear.weight.copy_(layer.merged_weight().to(layer.linear.weight.dtype))
         parent_name, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent_name), child, layer.linear)

@@ -22,6 +22,7 @@ from forgellm.engines.process_group import Alone
 from forgellm.engines.torch import adapters, load, memory
 from forgellm.engines.torch.generate import TorchAnswers
 from forgellm.engines.torch.lora import add_lora
+from forgellm.engines.torch.quantised import num_parameters
 from forgellm.engines.torch.preference import answer_log_probs, preference_sums
 from forgellm.engines.torch.scoring import loss_sum, prove_packing
 from forgellm.errors import CheckpointCorrupt
@@ -44,6 +45,7 @@ class TorchTrainEngine:
         self._place = load.choose_placement(recipe.dtype)
         torch.manual_seed(recipe.seed)
         full = recipe.fine_tune_type == "full"
+        adapter.require_trainable(recipe, is_quantised=load.is_quantised(model_path))
         # Full fine-tuning keeps float32 weights, or small updates would be rounded away.
         weights_dtype = torch.float32 if full else self._place.dtype
         self.model = load.load_model(model_path, weights_dtype, self._place.device)
@@ -236,14 +238,15 @@ class TorchTrainEngine:
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, fused=fused)
 
     def _describe(self) -> EngineInfo:
-        own = sum(p.numel() for n, p in self.model.named_parameters() if ".lora_" not in n)
+        num_trainable = sum(p.numel() for p in self._trainable.values())
+        total = num_parameters(self.model)
         return EngineInfo(
             engine="torch",
             device=self._place.device.type,
             dtype=self._place.dtype_name,
             dtype_reason=self._place.reason,
-            num_parameters=own,
-            num_trainable=sum(p.numel() for p in self._trainable.values()),
+            num_parameters=total - num_trainable if self._lora else total,
+            num_trainable=num_trainable,
             context_length=load.context_length(self.model),
             versions=load.versions(),
         )

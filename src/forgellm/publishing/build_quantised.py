@@ -1,0 +1,158 @@
+"""What the publishing process does to quantise a model: round, read back, compare, describe.
+
+Weights are rounded a few megabytes at a time. The comparison loads one of the two models at a time,
+as generating does.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from forgellm import hardware
+from forgellm.atomic import file_lock, whole_folder
+from forgellm.catalog import ModelFolder
+from forgellm.catalog.safety import weight_files
+from forgellm.child import OnProgress
+from forgellm.data.tokenizer import Tokenizer
+from forgellm.engines.base import Agreement
+from forgellm.engines.merged_model import copy_beside_weights
+from forgellm.engines.quantising import QuantisePlan, plan_quantising, write_quantised
+from forgellm.engines.registry import load_fuse_engine, load_generate_engine
+from forgellm.errors import DiskTooSmall, ForgeError
+from forgellm.paths import Workspace
+from forgellm.publishing.artefact import write_lineage
+from forgellm.publishing.comparison import (
+    decode_speed,
+    figures_of,
+    general_prompts,
+    perplexity_of,
+)
+from forgellm.publishing.gguf_tokenizer import require_same_tokens
+from forgellm.publishing.quantise import find_quantisable
+from forgellm.publishing.quantised_card import quantised_card
+from forgellm.schema.publishing import Verification
+from forgellm.schema.quantising import ModelMeasures, QuantisedModel, QuantiseRequest
+
+# By bits: the least share of equal likeliest tokens, and the most divergence in nats. Beyond them a
+# model is broken rather than less exact; docs/models.md has what sound ones measure.
+_BOUNDS = {8: (0.9, 0.05), 4: (0.4, 1.5)}
+
+
+def quantise_task(
+    request: dict[str, Any], workspace: Workspace, on_progress: OnProgress
+) -> dict[str, Any]:
+    """The child's side of `quantise.quantise_model`."""
+    wanted = QuantiseRequest.model_validate(request)
+    return build_quantised(wanted, workspace, on_progress).model_dump()
+
+
+def build_quantised(
+    wanted: QuantiseRequest, workspace: Workspace, on_progress: OnProgress
+) -> QuantisedModel:
+    """Raises ForgeError."""
+    on_progress(0.0, "reading the model")
+    model, _ = find_quantisable(wanted, workspace)
+    plan = plan_quantising(model.path, model.config, wanted.bits, wanted.group_size)
+    published = workspace.published_models
+    with file_lock(published / ".publish.lock"):
+        _, name = find_quantisable(wanted, workspace)  # nobody else makes it from here on
+        _require_disk(published, plan)
+        with whole_folder(published / name, "the quantised model") as out:
+            write_quantised(
+                plan, model.path, out,
+                lambda done: on_progress(0.02 + 0.38 * done, "rounding the weights"),
+            )  # fmt: skip
+            copy_beside_weights(model.path, out)
+            made = _check(model, out, wanted, f"published/{name}", workspace, on_progress)
+            _describe(model, plan, made, wanted, out)
+    return made
+
+
+def _require_disk(folder: Path, plan: QuantisePlan) -> None:
+    needed, free = plan.num_bytes, hardware.disk_free_bytes(folder)
+    if needed > free:
+        raise DiskTooSmall(
+            f"The quantised model takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            suggestion="Free disk space.",
+        )
+
+
+def _check(
+    model: ModelFolder,
+    out: Path,
+    wanted: QuantiseRequest,
+    name: str,
+    workspace: Workspace,
+    on_progress: OnProgress,
+) -> QuantisedModel:
+    """Compare what was written, read back, with the model. Raises ForgeError with the figures."""
+    tokenizer = Tokenizer.load(model.path)
+    require_same_tokens(tokenizer, Tokenizer.load(out))
+    on_progress(0.4, "comparing with the model")
+    # A folder in place of an adapter is a model by itself.
+    agreement = load_fuse_engine().agreement(
+        model.path, model.path, out, general_prompts(tokenizer)
+    )
+    _require_alike(agreement, wanted)
+    on_progress(0.6, "measuring the model")
+    before, engine = _measured(model.path, tokenizer)
+    on_progress(0.8, "measuring the quantised model")
+    after, _ = _measured(out, tokenizer)
+    path = workspace.relative(workspace.published_models / out.name)
+    return QuantisedModel(
+        model_name=name,
+        published_model_path=path,
+        readme_path=f"{path}/README.md",
+        bits=wanted.bits,
+        group_size=wanted.group_size,
+        before=before,
+        after=after,
+        verification=Verification(**figures_of(agreement)),
+        engine=engine,
+    )
+
+
+def _require_alike(agreement: Agreement, wanted: QuantiseRequest) -> None:
+    top1, kl = _BOUNDS[wanted.bits]
+    # A comparison with NaN is false, so it is refused too.
+    if agreement.top1 >= top1 and agreement.mean_kl <= kl:
+        return
+    finer = "a smaller group size, or 8 bits" if wanted.bits == 4 else "a smaller group size"
+    raise ForgeError(
+        f"The model with {wanted.bits} bits in groups of {wanted.group_size} does not answer as it "
+        f"did: they agree on {100 * agreement.top1:.1f} % of tokens (at least {100 * top1:.0f} % are "
+        f"asked for), with a mean divergence of {agreement.mean_kl:.4f} nats (at most {kl}). It was "
+        "not kept.",
+        suggestion=f"Choose {finer}.",
+        details={
+            "top1_agreement": agreement.top1,
+            "mean_kl": agreement.mean_kl if math.isfinite(agreement.mean_kl) else None,
+            "positions": agreement.num_positions,
+        },
+    )
+
+
+def _measured(folder: Path, tokenizer: Tokenizer) -> tuple[ModelMeasures, str]:
+    """As the server would load it; also says with what."""
+    engine = load_generate_engine(folder, None)
+    perplexity = perplexity_of(engine, tokenizer)
+    size = sum(file.stat().st_size for file in weight_files(folder))
+    measures = ModelMeasures(
+        size_gb=round(size / 1e9, 4),
+        perplexity=round(perplexity, 4) if math.isfinite(perplexity) else None,
+        tokens_per_second=round(decode_speed(engine, tokenizer), 2),
+    )
+    return measures, f"{engine.info.engine} on {engine.info.device} in {engine.info.dtype}"
+
+
+def _describe(
+    model: ModelFolder, plan: QuantisePlan, made: QuantisedModel, wanted: QuantiseRequest, out: Path
+) -> None:
+    command = ["forgellm", "models", "quantize", wanted.model_name]
+    command += ["--bits", str(wanted.bits), "--group-size", str(wanted.group_size)]
+    card = quantised_card(model, made, command, len(plan.quantised))
+    (out / "README.md").write_text(card, encoding="utf-8")
+    figures = made.model_dump(include={"bits", "group_size", "before", "after", "verification"})
+    write_lineage(out, "quantised", [model.name], command, figures=figures)
