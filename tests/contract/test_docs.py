@@ -24,6 +24,7 @@ from forgellm.schema.exports import ExportRequest
 from forgellm.schema.generation import CancelRequest, GenerateRequest, LoadRequest
 from forgellm.schema.publishing import DownloadRequest, PublishRequest
 from forgellm.schema.push import PushRequest
+from forgellm.schema.quantising import QuantiseRequest
 from forgellm.schema.questions import QuestionsRequest
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import ResumeRequest
@@ -164,6 +165,7 @@ REQUESTS: dict[str, Callable[[Any], object]] = {
     "/api/training/publish_checkpoint": PublishRequest.model_validate,
     "/api/models/export": ExportRequest.model_validate,
     "/api/models/combine": CombineRequest.model_validate,
+    "/api/models/quantize": QuantiseRequest.model_validate,
     "/api/models/download": DownloadRequest.model_validate,
     "/api/models/push": PushRequest.model_validate,
     "/api/dataset/questions": QuestionsRequest.model_validate,

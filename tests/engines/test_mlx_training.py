@@ -15,8 +15,8 @@ from forgellm.engines.mlx.cross_entropy import cross_entropy_sum
 from forgellm.engines.mlx.load import choose_placement, load_model, split_model
 from forgellm.engines.mlx.random_state import random_state, set_random_state
 from forgellm.errors import ConfigError, UnsupportedModel
-from tiny_model import build_quantised_model, build_tiny_model, random_batch
-from training_engines import gradients, make_engine, save, trainable, with_random_adapters
+from tiny_model import build_tiny_model, random_batch
+from training_engines import gradients, make_engine, trainable, with_random_adapters
 
 
 def never() -> bool:

@@ -125,7 +125,9 @@ def test_quantised_weights_themselves_are_not_trained(name: str, tmp_path: Path)
 @ENGINES
 def test_an_adapter_beside_a_quantised_layer_is_kept_apart(name: str, tmp_path: Path) -> None:
     adapters = importlib.import_module(f"forgellm.engines.{name}.adapters")
-    lora = importlib.import_module(f"forgellm.engines.{name}.{'lora' if name == 'torch' else 'adapters'}")
+    lora = importlib.import_module(
+        f"forgellm.engines.{name}.{'lora' if name == 'torch' else 'adapters'}"
+    )
     folder = build_quantised_model(tmp_path / "q", 4)
     engine: Any = make_engine(name, folder, lora_target="attention")
     with_random_adapters(engine, tmp_path / "a")

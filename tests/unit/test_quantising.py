@@ -102,7 +102,9 @@ def test_the_model_is_what_mlx_lm_makes_of_it(
     own = json.loads((out / "config.json").read_text())
     for key in ("quantization", "quantization_config"):
         assert own[key] == config[key]
-    facts = [read_facts(path, json.loads((path / "config.json").read_text())) for path in (folder, out)]
+    facts = [
+        read_facts(path, json.loads((path / "config.json").read_text())) for path in (folder, out)
+    ]
     assert facts[0].num_parameters == facts[1].num_parameters
     assert facts[1].quantization == f"mlx {bits}-bit"
 

@@ -42,7 +42,7 @@ def quantise(rows: NDArray[np.float32], bits: int, group_size: int) -> Quantised
     steps /= scales[..., None]
     np.rint(steps, out=steps)
     np.clip(steps, 0, num_steps, out=steps)
-    numbers = steps.astype(np.uint8).reshape(len(rows), -1)
+    numbers: NDArray[np.uint8] = steps.astype(np.uint8).reshape(len(rows), -1)
     if bits == 4:
-        numbers = numbers[:, 0::2] | (numbers[:, 1::2] << 4)
+        numbers = numbers[:, 0::2] | np.left_shift(numbers[:, 1::2], 4, dtype=np.uint8)
     return Quantised(np.ascontiguousarray(numbers).view("<u4"), scales, biases)

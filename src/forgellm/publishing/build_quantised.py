@@ -150,7 +150,7 @@ def _measured(folder: Path, tokenizer: Tokenizer) -> tuple[ModelMeasures, str]:
 def _describe(
     model: ModelFolder, plan: QuantisePlan, made: QuantisedModel, wanted: QuantiseRequest, out: Path
 ) -> None:
-    command = ["forgellm", "models", "quantize", wanted.model_name]
+    command = ["forgellm", "models", "quantize", model.name]
     command += ["--bits", str(wanted.bits), "--group-size", str(wanted.group_size)]
     card = quantised_card(model, made, command, len(plan.quantised))
     (out / "README.md").write_text(card, encoding="utf-8")

@@ -17,6 +17,7 @@ JobKind = Literal[
     "push",
     "export_model",
     "combine",
+    "quantise",
     "download",
     "demo",
     "questions",

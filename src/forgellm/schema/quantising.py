@@ -26,7 +26,9 @@ class QuantiseRequest(Request, json_schema_extra={"examples": [_QUANTISE]}):
 class ModelMeasures(Item):
     size_gb: float = Field(description="Of the weight files.")
     perplexity: float | None = Field(description="On general text; null where it is not finite.")
-    tokens_per_second: float = Field(description="One answer at a time, on the machine that made it.")
+    tokens_per_second: float = Field(
+        description="One answer at a time, on the machine that made it."
+    )
 
 
 class QuantisedModel(Item):

@@ -182,6 +182,11 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes, ModelRoutes):
         body = {"model_name": model_name, "format": format, "type": type}
         return self._post("/api/models/export", body)
 
+    def quantize_model(self, model_name: str, *, bits: int = 4, group_size: int = 64) -> Reply:
+        """Round its weights to `published/NAME-4bit-g64`; the reply is a job."""
+        body = {"model_name": model_name, "bits": bits, "group_size": group_size}
+        return self._post("/api/models/quantize", body)
+
     def list_exports(self) -> Reply:
         """What lies in `models/exported/`: `exports`, newest first."""
         return self._get("/api/models/exports")

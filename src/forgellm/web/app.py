@@ -37,6 +37,7 @@ from forgellm.web.api import (
     models,
     preparation,
     publishing,
+    quantise,
     questions,
     queue,
     recipes,
@@ -64,7 +65,7 @@ _OF_THE_WORKSPACE = (
     uploads,
     conversations,
 )
-_WITH_JOBS = (publishing, combine, preparation, evaluate, hub, demo)
+_WITH_JOBS = (publishing, combine, quantise, preparation, evaluate, hub, demo)
 
 
 def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: str) -> ASGIApp:

@@ -79,12 +79,14 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         linear, bias = self.linear, self.linear.bias
-        is_packed = isinstance(linear, QuantisedLinear)
-        if not is_packed and self.m is None and not (self.dropout and self.training):
+        if isinstance(linear, QuantisedLinear):
+            plain = linear.project(x)
+        elif self.m is None and not (self.dropout and self.training):
             return _lora_linear(x, linear.weight, bias, self.lora_a, self.lora_b, self.scale)
+        else:
+            plain = F.linear(x, linear.weight)
         dropped = F.dropout(x, self.dropout, self.training)
         low = dropped @ self.lora_a.to(x.dtype) @ self.lora_b.to(x.dtype)
-        plain = linear.project(x) if is_packed else F.linear(x, linear.weight)
         out = plain + self.scale * low
         if self.m is not None:
             # The norm counts as a constant in the backward pass (section 4.3 of the DoRA paper).

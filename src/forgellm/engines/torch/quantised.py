@@ -45,7 +45,6 @@ class AffineWeight(nn.Module):
     def rows(self, which: Any) -> Tensor:
         """Plain numbers [..., C] of the rows that a slice or a tensor of indices picks."""
         packed, scales, biases = self.packed[which], self.scales[which], self.biases[which]
-        columns = self.shape[1]
         if self.bits == 8:
             numbers = packed.to(scales.dtype)
         else:
@@ -53,7 +52,7 @@ class AffineWeight(nn.Module):
             pairs[..., 0] = packed & 15
             pairs[..., 1] = packed >> 4
             numbers = pairs.flatten(-2)
-        groups = numbers.unflatten(-1, (scales.shape[-1], columns // scales.shape[-1]))
+        groups = numbers.view(*scales.shape, self.shape[1] // scales.shape[-1])
         return groups.mul_(scales[..., None]).add_(biases[..., None]).flatten(-2)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:

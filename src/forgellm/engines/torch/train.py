@@ -22,8 +22,8 @@ from forgellm.engines.process_group import Alone
 from forgellm.engines.torch import adapters, load, memory
 from forgellm.engines.torch.generate import TorchAnswers
 from forgellm.engines.torch.lora import add_lora
-from forgellm.engines.torch.quantised import num_parameters
 from forgellm.engines.torch.preference import answer_log_probs, preference_sums
+from forgellm.engines.torch.quantised import num_parameters
 from forgellm.engines.torch.scoring import loss_sum, prove_packing
 from forgellm.errors import CheckpointCorrupt
 from forgellm.schema.recipe import Recipe

@@ -299,6 +299,11 @@
             return this.#post('/api/models/export', { model_name: modelName, format, type });
         }
 
+        /** Round a model's weights to a model in models/published/; the reply has the `job_id`, at once. */
+        quantizeModel(modelName, { bits = 4, group_size = 64 } = {}) {
+            return this.#post('/api/models/quantize', { model_name: modelName, bits, group_size });
+        }
+
         /** What lies in models/exported/, newest first. */
         listExports() {
             return this.#get('/api/models/exports');

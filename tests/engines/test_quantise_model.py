@@ -1,0 +1,168 @@
+"""A model quantised by the command and in the process that makes it: what it says, what it refuses,
+what is left when it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from forgellm.catalog import find_model, list_models
+from forgellm.cli.main import main
+from forgellm.engines.registry import load_generate_engine
+from forgellm.errors import Conflict, DiskTooSmall, ForgeError, InvalidRequest, ModelNotFound
+from forgellm.paths import Workspace
+from forgellm.publishing import build_quantised
+from forgellm.publishing.artefact import LINEAGE_NAME
+from forgellm.publishing.family import family
+from forgellm.publishing.quantise import quantise_model
+from forgellm.schema.quantising import QuantiseRequest
+from tiny_model import random_batch
+from tiny_workspace import build_tiny_workspace
+
+WANTED = QuantiseRequest(model_name="tiny", bits=8, group_size=32)
+NAME = "tiny-8bit-g32"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return build_tiny_workspace(tmp_path / "w", num_key_value_heads=4)
+
+
+def build(workspace: Workspace, wanted: QuantiseRequest = WANTED) -> Path:
+    build_quantised.build_quantised(wanted, workspace, lambda fraction, text: None)
+    return workspace.published_models / NAME
+
+
+def published_names(workspace: Workspace) -> list[str]:
+    return [path.name for path in workspace.published_models.glob("*") if path.is_dir()]
+
+
+def test_the_command_makes_a_model_that_loads_by_its_name(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(workspace.root)
+    command = ["models", "--workspace", root, "quantize", "tiny", "--bits", "8"]
+    assert main([*command, "--group-size", "32", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["model_name"] == f"published/{NAME}"
+    before, after, compared = made["before"], made["after"], made["verification"]
+    assert after["size_gb"] < 0.4 * before["size_gb"]
+    assert after["perplexity"] == pytest.approx(before["perplexity"], rel=0.02)
+    assert min(before["tokens_per_second"], after["tokens_per_second"]) > 0
+    assert compared["top1_agreement"] > 0.95 and 0 < compared["mean_kl"] < 0.01
+    model = find_model(made["model_name"], workspace)
+    assert (model.facts.quantization, model.facts.type) == ("mlx 8-bit", "instruct")
+    for engine in ("torch", "mlx"):
+        folders = (workspace.base_models / "tiny", model.path)
+        scores = [
+            load_generate_engine(f, None, engine=engine, dtype="float32").token_log_probs(
+                random_batch([[12, 18]])
+            )
+            for f in folders
+        ]
+        np.testing.assert_allclose(scores[0], scores[1], atol=0.2)
+    card = (workspace.root / made["readme_path"]).read_text()
+    assert str(before["perplexity"]) in card and str(after["perplexity"]) in card
+    assert "forgellm models quantize base/tiny --bits 8 --group-size 32\n" in card
+    assert str(workspace.root) not in card
+    own = next(member for member in family(workspace) if member.name == made["model_name"])
+    assert (own.kind, own.made_from) == ("quantised", ["base/tiny"])
+    assert own.command == "forgellm models quantize base/tiny --bits 8 --group-size 32"
+
+
+def test_what_lies_beside_the_weights_is_the_same(workspace: Workspace) -> None:
+    base, out = workspace.base_models / "tiny", build(workspace)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (out / name).read_bytes() == (base / name).read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        {path.name for path in base.iterdir()} | {"README.md", LINEAGE_NAME}
+    )
+
+
+def test_a_model_that_is_there_or_quantised_already_is_refused(workspace: Workspace) -> None:
+    build(workspace)
+    with pytest.raises(Conflict, match="there already"):
+        quantise_model(WANTED, workspace)
+    again = QuantiseRequest(model_name=f"published/{NAME}", bits=4, group_size=32)
+    with pytest.raises(InvalidRequest, match="mlx 8-bit"):
+        quantise_model(again, workspace)
+    with pytest.raises(ModelNotFound):
+        quantise_model(QuantiseRequest(model_name="nix"), workspace)
+
+
+def test_a_model_that_is_broken_by_it_is_not_kept(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forgellm.engines import quantising
+
+    right = quantising.quantise
+    monkeypatch.setattr(
+        quantising, "quantise", lambda rows, *how: right(rows[:, ::-1].copy(), *how)
+    )
+    with pytest.raises(ForgeError, match="does not answer") as caught:
+        build(workspace)
+    assert caught.value.details["mean_kl"] > 0.05
+    assert published_names(workspace) == []
+
+
+def test_a_lost_end_of_turn_is_caught(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = build_quantised.copy_beside_weights
+
+    def forgets(base: Path, out: Path) -> None:
+        right(base, out)
+        settings = json.loads((out / "generation_config.json").read_text())
+        (out / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": []}))
+
+    file = workspace.base_models / "tiny" / "generation_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "eos_token_id": [0, 17]}))
+    monkeypatch.setattr(build_quantised, "copy_beside_weights", forgets)
+    with pytest.raises(ForgeError, match="ends an answer is lost"):
+        build(workspace)
+    assert published_names(workspace) == []
+
+
+def test_a_disk_that_is_too_small_is_said_before(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forgellm.hardware.disk_free_bytes", lambda folder: 10_000)
+    with pytest.raises(DiskTooSmall):
+        build(workspace)
+    assert published_names(workspace) == []
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.4, 0.8])
+def test_killed_at_any_moment_it_leaves_nothing_and_can_be_made_again(
+    workspace: Workspace, fraction: float
+) -> None:
+    """The process itself, by SIGKILL, at the first report of so much progress."""
+    command = [sys.executable, "-P", "-m", "forgellm.publishing", "quantise"]
+    environment = os.environ | {"FORGELLM_WORKSPACE": str(workspace.root)}
+    with subprocess.Popen(
+        [*command, WANTED.model_dump_json()], stdout=subprocess.PIPE, env=environment
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if orjson.loads(line)["progress"] >= fraction:
+                break
+        os.kill(child.pid, signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    assert [model.name for model in list_models(workspace)] == ["base/tiny"]
+    assert build(workspace).is_dir()
+    assert published_names(workspace) == [NAME]  # what was half-made is gone
+
+
+def test_cancelled_it_leaves_nothing(workspace: Workspace) -> None:
+    with pytest.raises(ForgeError, match="without a result"):
+        quantise_model(WANTED, workspace, on_start=lambda stop: stop())
+    assert published_names(workspace) == []
