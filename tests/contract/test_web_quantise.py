@@ -70,4 +70,4 @@ def test_a_cancelled_job_leaves_nothing(web: TestClient, workspace: Workspace) -
     job_id = web.post(URL, json=TINY).json()["job_id"]
     assert web.post(f"/api/jobs/{job_id}/cancel").status_code == 200
     eventually(lambda: web.get(f"/api/jobs/{job_id}").json()["job"]["status"] == "cancelled")
-    assert [path for path in workspace.published_models.glob("[!.]*")] == []
+    assert list(workspace.published_models.glob("[!.]*")) == []

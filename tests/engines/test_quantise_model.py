@@ -16,6 +16,7 @@ import pytest
 
 from forgellm.catalog import find_model, list_models
 from forgellm.cli.main import main
+from forgellm.engines import quantising
 from forgellm.engines.registry import load_generate_engine
 from forgellm.errors import Conflict, DiskTooSmall, ForgeError, InvalidRequest, ModelNotFound
 from forgellm.paths import Workspace
@@ -98,19 +99,43 @@ def test_a_model_that_is_there_or_quantised_already_is_refused(workspace: Worksp
         quantise_model(QuantiseRequest(model_name="nix"), workspace)
 
 
-def test_a_model_that_is_broken_by_it_is_not_kept(
+def test_weights_that_are_not_the_rounded_ones_are_not_kept(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from forgellm.engines import quantising
-
     right = quantising.quantise
     monkeypatch.setattr(
         quantising, "quantise", lambda rows, *how: right(rows[:, ::-1].copy(), *how)
     )
+    with pytest.raises(ForgeError, match="was not stored as it was computed"):
+        build(workspace)
+    assert published_names(workspace) == []
+
+
+def test_a_model_that_answers_otherwise_is_not_kept(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = build_quantised.copy_beside_weights
+
+    def spoils(base: Path, out: Path) -> None:
+        right(base, out)
+        config = json.loads((out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 100.0}))
+
+    monkeypatch.setattr(build_quantised, "copy_beside_weights", spoils)
     with pytest.raises(ForgeError, match="does not answer") as caught:
         build(workspace)
     assert caught.value.details["mean_kl"] > 0.05
     assert published_names(workspace) == []
+
+
+def test_a_model_without_room_in_memory_is_quantised_and_not_compared(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forgellm.hardware.training_memory_bytes", lambda: 50_000)
+    made = build_quantised.build_quantised(WANTED, workspace, lambda fraction, text: None)
+    assert made.verification is None and made.before.perplexity is None
+    assert made.after.size_gb < made.before.size_gb
+    assert "were not compared" in (workspace.root / made.readme_path).read_text()
 
 
 def test_a_lost_end_of_turn_is_caught(

@@ -64,6 +64,9 @@ def test_one_engine_trains_answers_and_publishes(tmp_path: Path, absent: str, pr
     (published,) = published_models(workspace)
     assert forgellm_command("cli", "generate", "--model", f"published/{published}", *flags).strip()
 
+    forgellm_command("models", "quantize", "tiny", "--bits", "8", "--group-size", "32")
+    assert forgellm_command("cli", "generate", "--model", "published/tiny-8bit-g32", *flags).strip()
+
     missing = subprocess.run(
         [sys.executable, "-S", "-c", f"import {absent}"], capture_output=True, env=environment
     )

@@ -18,8 +18,8 @@ from mlx_lm.utils import load_model, quantize_model
 
 from forgellm.catalog.facts import read_facts
 from forgellm.catalog.safety import weight_files
-from forgellm.engines.affine import quantise
-from forgellm.engines.quantising import plan_quantising, write_quantised
+from forgellm.engines.affine import dequantise, quantise
+from forgellm.engines.quantising import plan_quantising, read_back, write_quantised
 from forgellm.errors import UnsupportedModel
 from tiny_model import build_tiny_model
 
@@ -53,11 +53,13 @@ def test_numbers_are_rounded_as_mlx_rounds_them(bits: int, group_size: int, dtyp
 @pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (8, 32), (4, 64), (8, 128)])
 def test_each_number_is_met_within_a_step(bits: int, group_size: int) -> None:
     rows = odd_rows()
-    words, scales, biases = quantise(rows, bits, group_size)
+    words, scales, biases = stored = quantise(rows, bits, group_size)
+    numbers = dequantise(stored, bits)
     for row, column in np.ndindex(*rows.shape):
         place, group = column * bits, column // group_size
         q = int(words[row, place // 32]) >> place % 32 & (1 << bits) - 1
         again = q * scales[row, group] + biases[row, group]
+        assert numbers[row, column] == again
         # The step is fitted to the far end, which can leave the near end up to a step outside.
         assert abs(again - rows[row, column]) <= 1.01 * abs(scales[row, group])
 
@@ -78,6 +80,7 @@ def written(folder: Path, out: Path, bits: int, group_size: int) -> Path:
     write_quantised(plan, folder, out, shares.append)
     assert shares == sorted(shares) and shares[-1] == 1
     size = sum(file.stat().st_size for file in weight_files(out))
+    assert read_back(plan, out) == len(plan.quantised) <= plan.num_matrices
     assert plan.num_bytes <= size < plan.num_bytes + 10_000 * len(weight_files(out))
     return out
 

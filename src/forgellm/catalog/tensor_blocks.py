@@ -37,6 +37,13 @@ def float_blocks(file: Path, info: TensorInfo) -> Iterator[NDArray[np.float32]]:
             yield _float32(stored).reshape(rows, *info.shape[1:])
 
 
+def first_rows(info: TensorInfo, num_rows: int) -> TensorInfo:
+    """The place of the first rows alone."""
+    rows = min(num_rows, info.shape[0])
+    end = info.start + info.num_bytes // info.shape[0] * rows
+    return TensorInfo(info.dtype, (rows, *info.shape[1:]), info.start, end)
+
+
 def byte_blocks(file: Path, info: TensorInfo) -> Iterator[bytes]:
     """A tensor of any type as it is stored."""
     with file.open("rb") as opened:

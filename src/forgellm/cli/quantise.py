@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from forgellm.paths import Workspace
+
+if TYPE_CHECKING:
+    from forgellm.schema.quantising import QuantisedModel
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -42,18 +46,31 @@ def run(args: argparse.Namespace, workspace: Workspace) -> int:
     if args.json:
         print(made.model_dump_json(indent=2))
         return 0
-    before, after, figures = made.before, made.after, made.verification
     print(f"Quantised as {made.model_name}")
     print(f"  in {made.published_model_path}/")
-    print(f"  size: {before.size_gb:.3f} GB before, {after.size_gb:.3f} GB after")
-    print(f"  perplexity on general text: {before.perplexity} before, {after.perplexity} after")
-    print(
-        f"  tokens per second: {before.tokens_per_second:.1f} before, "
-        f"{after.tokens_per_second:.1f} after ({made.engine})"
-    )
-    print(
-        f"  agrees with the model on {100 * figures.top1_agreement:.1f} % of {figures.positions} "
-        f"tokens; mean divergence {figures.mean_kl:.2g} nats"
-    )
+    for line in _figures(made):
+        print(f"  {line}")
     print(f"  try it: forgellm cli generate --model {made.model_name}")
     return 0
+
+
+def _figures(made: QuantisedModel) -> Iterator[str]:
+    before, after, figures = made.before, made.after, made.verification
+    yield f"size: {before.size_gb:.3f} GB before, {after.size_gb:.3f} GB after"
+    if made.num_quantised < made.num_matrices:
+        yield (
+            f"only {made.num_quantised} of {made.num_matrices} matrices have rows of whole groups of "
+            f"{made.group_size}; the others are as they were"
+        )
+    if figures is None:
+        yield "not compared: the model itself does not fit into the memory that is free"
+        return
+    yield f"perplexity on general text: {before.perplexity} before, {after.perplexity} after"
+    yield (
+        f"tokens per second: {before.tokens_per_second:.1f} before, "
+        f"{after.tokens_per_second:.1f} after ({made.engine})"
+    )
+    yield (
+        f"agrees with the model on {100 * figures.top1_agreement:.1f} % of {figures.positions} "
+        f"tokens; mean divergence {figures.mean_kl:.2g} nats"
+    )

@@ -46,3 +46,15 @@ def quantise(rows: NDArray[np.float32], bits: int, group_size: int) -> Quantised
     if bits == 4:
         numbers = numbers[:, 0::2] | np.left_shift(numbers[:, 1::2], 4, dtype=np.uint8)
     return Quantised(np.ascontiguousarray(numbers).view("<u4"), scales, biases)
+
+
+def dequantise(stored: Quantised, bits: int) -> NDArray[np.float32]:
+    """The numbers [N, C] that the steps stand for."""
+    bytes_of_rows = stored.words.view(np.uint8)
+    steps = bytes_of_rows
+    if bits == 4:
+        steps = np.stack([bytes_of_rows & 15, bytes_of_rows >> 4], axis=-1)
+    groups = steps.reshape(*stored.scales.shape, -1).astype(np.float32)
+    groups *= stored.scales[..., None]
+    groups += stored.biases[..., None]
+    return groups.reshape(len(groups), -1)

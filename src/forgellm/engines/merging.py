@@ -129,11 +129,12 @@ def require_shape(name: str, shape: tuple[int, ...], parts: dict[str, Any]) -> N
 
 
 def comparison_dtype(model_path: Path) -> str:
-    """float32, whose own error does not hide one of ours, where the machine has room for it."""
+    """float32, whose own error does not hide one of ours, where the machine has room for it; else
+    bfloat16."""
     config = json.loads((model_path / "config.json").read_text("utf-8"))
     elements = read_facts(model_path, config).num_parameters
     room = hardware.training_memory_bytes()
-    return "float32" if elements * 4 * _FLOAT32_HEADROOM < room else "auto"
+    return "float32" if elements * 4 * _FLOAT32_HEADROOM < room else "bfloat16"
 
 
 def agreement_of(

@@ -11,14 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from forgellm.catalog.safetensors_header import BITS, TensorInfo, read_header
 from forgellm.catalog.safety import weight_files
-from forgellm.catalog.tensor_blocks import FLOATS, byte_blocks, encode, float_blocks
+from forgellm.catalog.tensor_blocks import (
+    FLOATS,
+    byte_blocks,
+    encode,
+    first_rows,
+    float_blocks,
+)
 from forgellm.engines import merging
-from forgellm.engines.affine import quantise
-from forgellm.errors import UnsupportedModel
+from forgellm.engines.affine import Quantised, dequantise, quantise
+from forgellm.errors import ForgeError, UnsupportedModel
 
 _PARTS = ("scales", "biases")
+_READ_BACK = 16  # rows
+_MOST_STEPS = 2.5
+_SMALLEST = 2.0**-24  # below it float16 has no more numbers
 
 
 @dataclass(frozen=True)
@@ -28,13 +40,14 @@ class QuantisePlan:
 
     Attributes:
         files: by weight file its tensors as they are, in order.
-        quantised: names of those that are rounded.
+        quantised: names of those that are rounded, of `num_matrices` matrices.
     """
 
     bits: int
     group_size: int
     files: dict[Path, dict[str, TensorInfo]]
     quantised: frozenset[str]
+    num_matrices: int
 
     @property
     def num_bytes(self) -> int:
@@ -77,20 +90,18 @@ def plan_quantising(
             "A mixture of experts cannot be quantised here",
             suggestion="On a Mac: mlx_lm.convert -q.",
         )
-    quantised = frozenset(
-        name
+    matrices = {
+        name: info
         for name, info in tensors.items()
-        if name.endswith(".weight")
-        and len(info.shape) == 2
-        and info.dtype in FLOATS
-        and info.shape[1] % group_size == 0
-    )
+        if name.endswith(".weight") and len(info.shape) == 2 and info.dtype in FLOATS
+    }
+    quantised = frozenset(n for n, info in matrices.items() if info.shape[1] % group_size == 0)
     if not quantised:
         raise UnsupportedModel(
             f"No matrix of this model has rows of whole groups of {group_size} plain numbers",
             suggestion="Choose a smaller group size.",
         )
-    return QuantisePlan(bits, group_size, files, quantised)
+    return QuantisePlan(bits, group_size, files, quantised, len(matrices))
 
 
 def _kept(tensors: dict[str, TensorInfo], tied: bool) -> dict[str, TensorInfo]:
@@ -110,6 +121,39 @@ def write_quantised(
     settings = {"group_size": plan.group_size, "bits": plan.bits, "mode": "affine"}
     config |= {"quantization": settings, "quantization_config": settings}
     (out / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def read_back(plan: QuantisePlan, out: Path) -> int:
+    """How many weights were rounded. Raises ForgeError unless the first rows of each are on the disk
+    as they should be, within the rounding.
+
+    A number is rounded by half a step, or a whole one at the near end of a group; storing scale and
+    bias in 16 bits can move it by as much again.
+    """
+    for file, tensors in plan.files.items():
+        written = read_header(out / file.name)
+        for name in tensors.keys() & plan.quantised:
+            rows = np.concatenate(list(float_blocks(file, first_rows(tensors[name], _READ_BACK))))
+            words, scales, biases = (
+                _stored_rows(out / file.name, written[part])
+                for part in plan.parts(name, tensors[name])
+            )
+            again = dequantise(Quantised(words, scales, biases), plan.bits)
+            steps = np.abs(again - rows).reshape(*scales.shape, -1).max(-1)
+            # A comparison with NaN is false, so it is refused too.
+            if not (steps <= _MOST_STEPS * np.abs(scales) + _SMALLEST).all():
+                raise ForgeError(
+                    f"{name} was not stored as it was computed, so the model was not kept.",
+                    suggestion="Check the disk, try again, and report this.",
+                )
+    return len(plan.quantised)
+
+
+def _stored_rows(file: Path, info: TensorInfo) -> NDArray[Any]:
+    info = first_rows(info, _READ_BACK)
+    if info.dtype in FLOATS:
+        return np.concatenate(list(float_blocks(file, info)))
+    return np.frombuffer(b"".join(byte_blocks(file, info)), "<u4").reshape(info.shape)
 
 
 def _write_file(

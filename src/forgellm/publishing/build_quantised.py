@@ -18,7 +18,8 @@ from forgellm.child import OnProgress
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import Agreement
 from forgellm.engines.merged_model import copy_beside_weights
-from forgellm.engines.quantising import QuantisePlan, plan_quantising, write_quantised
+from forgellm.engines.merging import comparison_dtype
+from forgellm.engines.quantising import QuantisePlan, plan_quantising, read_back, write_quantised
 from forgellm.engines.registry import load_fuse_engine, load_generate_engine
 from forgellm.errors import DiskTooSmall, ForgeError
 from forgellm.paths import Workspace
@@ -38,6 +39,7 @@ from forgellm.schema.quantising import ModelMeasures, QuantisedModel, QuantiseRe
 # By bits: the least share of equal likeliest tokens, and the most divergence in nats. Beyond them a
 # model is broken rather than less exact; docs/models.md has what sound ones measure.
 _BOUNDS = {8: (0.9, 0.05), 4: (0.4, 1.5)}
+_BYTES_TO_COMPARE = 2.4  # of each parameter: bfloat16, and what computing takes
 
 
 def quantise_task(
@@ -65,8 +67,20 @@ def build_quantised(
                 lambda done: on_progress(0.02 + 0.38 * done, "rounding the weights"),
             )  # fmt: skip
             copy_beside_weights(model.path, out)
-            made = _check(model, out, wanted, f"published/{name}", workspace, on_progress)
-            _describe(model, plan, made, wanted, out)
+            read_back(plan, out)
+            compared = _compared(model, out, wanted, on_progress)
+            path = workspace.relative(published / name)
+            made = QuantisedModel(
+                model_name=f"published/{name}",
+                published_model_path=path,
+                readme_path=f"{path}/README.md",
+                bits=wanted.bits,
+                group_size=wanted.group_size,
+                num_quantised=len(plan.quantised),
+                num_matrices=plan.num_matrices,
+                **compared,
+            )
+            _describe(model, made, out)
     return made
 
 
@@ -79,39 +93,30 @@ def _require_disk(folder: Path, plan: QuantisePlan) -> None:
         )
 
 
-def _check(
-    model: ModelFolder,
-    out: Path,
-    wanted: QuantiseRequest,
-    name: str,
-    workspace: Workspace,
-    on_progress: OnProgress,
-) -> QuantisedModel:
-    """Compare what was written, read back, with the model. Raises ForgeError with the figures."""
+def _compared(
+    model: ModelFolder, out: Path, wanted: QuantiseRequest, on_progress: OnProgress
+) -> dict[str, Any]:
+    """Compare what was written, read back, with the model; only its sizes where the model itself has
+    no room in memory. Raises ForgeError with the figures."""
     tokenizer = Tokenizer.load(model.path)
     require_same_tokens(tokenizer, Tokenizer.load(out))
+    needed = _BYTES_TO_COMPARE * model.facts.num_parameters
+    if needed > hardware.training_memory_bytes():
+        sizes = {"before": _size(model.path), "after": _size(out)}
+        return {**sizes, "verification": None, "engine": None}
     on_progress(0.4, "comparing with the model")
     # A folder in place of an adapter is a model by itself.
     agreement = load_fuse_engine().agreement(
         model.path, model.path, out, general_prompts(tokenizer)
     )
     _require_alike(agreement, wanted)
+    dtype = "bfloat16" if comparison_dtype(model.path) == "bfloat16" else "auto"
     on_progress(0.6, "measuring the model")
-    before, engine = _measured(model.path, tokenizer)
+    before, engine = _measured(model.path, tokenizer, dtype)
     on_progress(0.8, "measuring the quantised model")
-    after, _ = _measured(out, tokenizer)
-    path = workspace.relative(workspace.published_models / out.name)
-    return QuantisedModel(
-        model_name=name,
-        published_model_path=path,
-        readme_path=f"{path}/README.md",
-        bits=wanted.bits,
-        group_size=wanted.group_size,
-        before=before,
-        after=after,
-        verification=Verification(**figures_of(agreement)),
-        engine=engine,
-    )
+    after, _ = _measured(out, tokenizer, dtype)
+    verification = Verification(**figures_of(agreement))
+    return {"before": before, "after": after, "verification": verification, "engine": engine}
 
 
 def _require_alike(agreement: Agreement, wanted: QuantiseRequest) -> None:
@@ -134,25 +139,27 @@ def _require_alike(agreement: Agreement, wanted: QuantiseRequest) -> None:
     )
 
 
-def _measured(folder: Path, tokenizer: Tokenizer) -> tuple[ModelMeasures, str]:
-    """As the server would load it; also says with what."""
-    engine = load_generate_engine(folder, None)
+def _measured(folder: Path, tokenizer: Tokenizer, dtype: str) -> tuple[ModelMeasures, str]:
+    """Also says with what."""
+    engine = load_generate_engine(folder, None, dtype=dtype)
     perplexity = perplexity_of(engine, tokenizer)
-    size = sum(file.stat().st_size for file in weight_files(folder))
-    measures = ModelMeasures(
-        size_gb=round(size / 1e9, 4),
-        perplexity=round(perplexity, 4) if math.isfinite(perplexity) else None,
-        tokens_per_second=round(decode_speed(engine, tokenizer), 2),
+    measures = _size(folder).model_copy(
+        update={
+            "perplexity": round(perplexity, 4) if math.isfinite(perplexity) else None,
+            "tokens_per_second": round(decode_speed(engine, tokenizer), 2),
+        }
     )
     return measures, f"{engine.info.engine} on {engine.info.device} in {engine.info.dtype}"
 
 
-def _describe(
-    model: ModelFolder, plan: QuantisePlan, made: QuantisedModel, wanted: QuantiseRequest, out: Path
-) -> None:
+def _size(folder: Path) -> ModelMeasures:
+    size = sum(file.stat().st_size for file in weight_files(folder))
+    return ModelMeasures(size_gb=round(size / 1e9, 4), perplexity=None, tokens_per_second=None)
+
+
+def _describe(model: ModelFolder, made: QuantisedModel, out: Path) -> None:
     command = ["forgellm", "models", "quantize", model.name]
-    command += ["--bits", str(wanted.bits), "--group-size", str(wanted.group_size)]
-    card = quantised_card(model, made, command, len(plan.quantised))
-    (out / "README.md").write_text(card, encoding="utf-8")
+    command += ["--bits", str(made.bits), "--group-size", str(made.group_size)]
+    (out / "README.md").write_text(quantised_card(model, made, command), encoding="utf-8")
     figures = made.model_dump(include={"bits", "group_size", "before", "after", "verification"})
     write_lineage(out, "quantised", [model.name], command, figures=figures)

@@ -16,18 +16,13 @@ _CARD = """\
 {head}# {name}
 
 `{model}` with weights in {bits} bits, one scale for each {group_size} weights, rounded by ForgeLLM
-{version}. It is in MLX's affine format: {num_quantised} matrices are rounded to the nearest step
-(no calibration), all else is as it was.
+{version}. It is in MLX's affine format: {num_quantised} of {num_matrices} matrices are rounded to the
+nearest step (no calibration), all else is as it was.
 
 | | `{model}` | this model |
 | --- | ---: | ---: |
-| Size (GB) | {before.size_gb:.3f} | {after.size_gb:.3f} |
-| Perplexity on general text | {before.perplexity} | {after.perplexity} |
-| Tokens per second, one answer | {before.tokens_per_second:.1f} | {after.tokens_per_second:.1f} |
-
-Perplexity and speed were measured with {engine}.
-Read back from the disk, the two find the same next token most likely at {top1:.1f} % of {positions}
-positions of general text; the mean divergence is {kl:.2g} nats ({dtype}).
+{rows}
+{compared}
 Token ids of text and of conversations, the tokens that end an answer, and the chat template are the
 same.
 
@@ -50,14 +45,20 @@ The licence of the model it was made of applies.
 """
 
 
-def quantised_card(
-    model: ModelFolder, made: QuantisedModel, command: Sequence[str], num_quantised: int
-) -> str:
+_COMPARED = """\
+Perplexity and speed were measured with {engine}.
+Read back from the disk, the two find the same next token most likely at {top1:.1f} % of {positions}
+positions of general text; the mean divergence is {kl:.2g} nats ({dtype})."""
+_NOT_COMPARED = """\
+Its answers were not compared with the model's, which did not fit into memory where this was made. The
+weights were read back from the disk and are the model's, rounded."""
+
+
+def quantised_card(model: ModelFolder, made: QuantisedModel, command: Sequence[str]) -> str:
     """Markdown with the YAML head that the hub reads."""
     head: dict[str, Any] = {"library_name": "mlx", "pipeline_tag": "text-generation"}
     if model.kind == "cached":  # only then is the name one that the hub knows
-        head["base_model"] = model.name
-        head["base_model_relation"] = "quantized"
+        head |= {"base_model": model.name, "base_model_relation": "quantized"}
     head["tags"] = ["forgellm", "mlx", f"{made.bits}-bit"]
     return _CARD.format(
         head=f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
@@ -66,15 +67,34 @@ def quantised_card(
         bits=made.bits,
         group_size=made.group_size,
         version=__version__,
-        num_quantised=num_quantised,
-        before=made.before,
-        after=made.after,
-        engine=made.engine,
-        top1=100 * made.verification.top1_agreement,
-        positions=made.verification.positions,
-        kl=made.verification.mean_kl,
-        dtype=made.verification.dtype,
+        num_quantised=made.num_quantised,
+        num_matrices=made.num_matrices,
+        rows=_rows(made),
+        compared=_compared(made),
         model_name=made.model_name,
         path=made.published_model_path,
         command=shlex.join(command),
+    )
+
+
+def _rows(made: QuantisedModel) -> str:
+    before, after = made.before, made.after
+    rows = [("Size (GB)", f"{before.size_gb:.3f}", f"{after.size_gb:.3f}")]
+    if made.verification is not None:
+        speeds = f"{before.tokens_per_second:.1f}", f"{after.tokens_per_second:.1f}"
+        rows.append(("Perplexity on general text", str(before.perplexity), str(after.perplexity)))
+        rows.append(("Tokens per second, one answer", speeds[0], speeds[1]))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _compared(made: QuantisedModel) -> str:
+    found = made.verification
+    if found is None:
+        return _NOT_COMPARED
+    return _COMPARED.format(
+        engine=made.engine,
+        top1=100 * found.top1_agreement,
+        positions=found.positions,
+        kl=found.mean_kl,
+        dtype=found.dtype,
     )

@@ -25,9 +25,9 @@ class QuantiseRequest(Request, json_schema_extra={"examples": [_QUANTISE]}):
 
 class ModelMeasures(Item):
     size_gb: float = Field(description="Of the weight files.")
-    perplexity: float | None = Field(description="On general text; null where it is not finite.")
-    tokens_per_second: float = Field(
-        description="One answer at a time, on the machine that made it."
+    perplexity: float | None = Field(description="On general text; null where not measured.")
+    tokens_per_second: float | None = Field(
+        description="Of one answer, on the machine that quantised; null where not measured."
     )
 
 
@@ -39,7 +39,11 @@ class QuantisedModel(Item):
     readme_path: str
     bits: int
     group_size: int
+    num_quantised: int = Field(description="Matrices that were rounded.")
+    num_matrices: int = Field(description="All of them; rows of the others are no whole groups.")
     before: ModelMeasures
     after: ModelMeasures
-    verification: Verification
-    engine: str = Field(description="What measured it.")
+    verification: Verification | None = Field(
+        description="null where the model itself does not fit into memory."
+    )
+    engine: str | None = Field(description="What measured it.")
