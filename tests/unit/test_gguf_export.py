@@ -25,7 +25,8 @@ from forgellm.catalog.gguf_writer import plan_gguf, writable_types, write_gguf
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import ForgeError, UnsupportedModel
 from forgellm.paths import Workspace
-from forgellm.publishing.gguf_tokenizer import carried_tokenizer, require_same_tokens
+from forgellm.publishing.gguf_tokenizer import carried_tokenizer
+from forgellm.publishing.same_tokens import require_same_tokens
 from gguf_models import VARIANTS, build_model
 from llama_cpp import answers
 from tiny_tokenizer import TRAINING_TEXT, build_tiny_tokenizer
@@ -66,7 +67,7 @@ def test_what_is_exported_and_imported_again_is_the_same_model(
     ids = torch.arange(40).reshape(2, 20) * 7 % 400
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
-    require_same_tokens(Tokenizer.load(tmp_path / "m"), Tokenizer.load(again))
+    require_same_tokens(Tokenizer.load(tmp_path / "m"), Tokenizer.load(again), "the file")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -249,7 +250,7 @@ def test_sentencepiece_scores_join_as_the_merges_did(prepends: bool, tmp_path: P
     (tmp_path / "m" / "generation_config.json").write_text(settings)
     file = export(tmp_path / "m", tmp_path / "m.gguf")
     again = Tokenizer.load(import_gguf(file, Workspace(tmp_path), "again"))
-    require_same_tokens(original, again)
+    require_same_tokens(original, again, "the file")
     assert original.encode(TRAINING_TEXT) == again.encode(TRAINING_TEXT)
     metadata = GgufFile(file).metadata
     assert metadata["tokenizer.ggml.add_space_prefix"] is prepends
@@ -319,4 +320,4 @@ def test_a_tokenizer_that_is_not_the_same_is_noticed(change: str, tmp_path: Path
     (other / "tokenizer.json").write_text(json.dumps(spec))
     (other / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(ForgeError, match="not the model's"):
-        require_same_tokens(original, Tokenizer.load(other))
+        require_same_tokens(original, Tokenizer.load(other), "the file")

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from forgellm.catalog.safetensors_header import BITS, TensorInfo, read_header
 from forgellm.catalog.safety import weight_files
-from forgellm.catalog.tensor_blocks import (
+from forgellm.catalog.tensor_values import (
     FLOATS,
     byte_blocks,
     encode,
     first_rows,
     float_blocks,
+    read_rows,
 )
 from forgellm.engines import merging
 from forgellm.engines.affine import Quantised, dequantise, quantise
@@ -133,7 +134,7 @@ def read_back(plan: QuantisePlan, out: Path) -> int:
     for file, tensors in plan.files.items():
         written = read_header(out / file.name)
         for name in tensors.keys() & plan.quantised:
-            rows = np.concatenate(list(float_blocks(file, first_rows(tensors[name], _READ_BACK))))
+            rows = read_rows(file, tensors[name], _READ_BACK)
             words, scales, biases = (
                 _stored_rows(out / file.name, written[part])
                 for part in plan.parts(name, tensors[name])
@@ -150,9 +151,9 @@ def read_back(plan: QuantisePlan, out: Path) -> int:
 
 
 def _stored_rows(file: Path, info: TensorInfo) -> NDArray[Any]:
-    info = first_rows(info, _READ_BACK)
     if info.dtype in FLOATS:
-        return np.concatenate(list(float_blocks(file, info)))
+        return read_rows(file, info, _READ_BACK)
+    info = first_rows(info, _READ_BACK)
     return np.frombuffer(b"".join(byte_blocks(file, info)), "<u4").reshape(info.shape)
 
 

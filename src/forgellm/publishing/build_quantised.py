@@ -30,9 +30,9 @@ from forgellm.publishing.comparison import (
     general_prompts,
     perplexity_of,
 )
-from forgellm.publishing.gguf_tokenizer import require_same_tokens
 from forgellm.publishing.quantise import find_quantisable
 from forgellm.publishing.quantised_card import quantised_card
+from forgellm.publishing.same_tokens import require_same_tokens
 from forgellm.schema.publishing import Verification
 from forgellm.schema.quantising import ModelMeasures, QuantisedModel, QuantiseRequest
 
@@ -99,7 +99,7 @@ def _compared(
     """Compare what was written, read back, with the model; only its sizes where the model itself has
     no room in memory. Raises ForgeError with the figures."""
     tokenizer = Tokenizer.load(model.path)
-    require_same_tokens(tokenizer, Tokenizer.load(out))
+    require_same_tokens(tokenizer, Tokenizer.load(out), "the quantised model")
     needed = _BYTES_TO_COMPARE * model.facts.num_parameters
     if needed > hardware.training_memory_bytes():
         sizes = {"before": _size(model.path), "after": _size(out)}

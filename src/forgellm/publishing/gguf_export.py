@@ -32,8 +32,9 @@ from forgellm.publishing.comparison import (
 )
 from forgellm.publishing.exports import check_export, plain_name
 from forgellm.publishing.gguf_card import gguf_card, modelfile
-from forgellm.publishing.gguf_tokenizer import carried_tokenizer, require_same_tokens
+from forgellm.publishing.gguf_tokenizer import carried_tokenizer
 from forgellm.publishing.gguf_types import GgufType, gguf_type, requantise
+from forgellm.publishing.same_tokens import require_same_tokens
 from forgellm.schema.exports import ExportRequest
 
 _HEADER_BYTES = 30_000_000  # room for the largest vocabularies
@@ -105,7 +106,7 @@ def _check(
             file, again, dtype,
             lambda done, total: on_progress(0.45 + 0.1 * done / total, "reading the file back"),
         )  # fmt: skip
-    require_same_tokens(tokenizer, Tokenizer.load(again))
+    require_same_tokens(tokenizer, Tokenizer.load(again), "the GGUF file")
     on_progress(0.55, "comparing with the model")
     # A folder in place of an adapter is a model by itself.
     agreement = agreement_of(load_fuse_engine(), model.path, model.path, again)
