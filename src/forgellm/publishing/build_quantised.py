@@ -6,7 +6,6 @@ as generating does.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,19 @@ from forgellm.catalog.safety import weight_files
 from forgellm.child import OnProgress
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import Agreement
-from forgellm.engines.merged_model import copy_beside_weights
+from forgellm.engines.merged_model import copy_beside_weights, require_room
 from forgellm.engines.merging import comparison_dtype
-from forgellm.engines.quantising import QuantisePlan, plan_quantising, read_back, write_quantised
+from forgellm.engines.quantising import plan_quantising, read_back, write_quantised
 from forgellm.engines.registry import load_fuse_engine, load_generate_engine
-from forgellm.errors import DiskTooSmall, ForgeError
 from forgellm.paths import Workspace
 from forgellm.publishing.artefact import write_lineage
 from forgellm.publishing.comparison import (
+    agreement_of,
     decode_speed,
     figures_of,
-    general_prompts,
+    finite,
     perplexity_of,
+    require_alike,
 )
 from forgellm.publishing.quantise import find_quantisable
 from forgellm.publishing.quantised_card import quantised_card
@@ -60,7 +60,7 @@ def build_quantised(
     published = workspace.published_models
     with file_lock(published / ".publish.lock"):
         _, name = find_quantisable(wanted, workspace)  # nobody else makes it from here on
-        _require_disk(published, plan)
+        require_room(published, plan.num_bytes, "The quantised model takes")
         with whole_folder(published / name, "the quantised model") as out:
             write_quantised(
                 plan, model.path, out,
@@ -84,15 +84,6 @@ def build_quantised(
     return made
 
 
-def _require_disk(folder: Path, plan: QuantisePlan) -> None:
-    needed, free = plan.num_bytes, hardware.disk_free_bytes(folder)
-    if needed > free:
-        raise DiskTooSmall(
-            f"The quantised model takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
-            suggestion="Free disk space.",
-        )
-
-
 def _compared(
     model: ModelFolder, out: Path, wanted: QuantiseRequest, on_progress: OnProgress
 ) -> dict[str, Any]:
@@ -106,9 +97,7 @@ def _compared(
         return {**sizes, "verification": None, "engine": None}
     on_progress(0.4, "comparing with the model")
     # A folder in place of an adapter is a model by itself.
-    agreement = load_fuse_engine().agreement(
-        model.path, model.path, out, general_prompts(tokenizer)
-    )
+    agreement = agreement_of(load_fuse_engine(), model.path, model.path, out)
     _require_alike(agreement, wanted)
     dtype = "bfloat16" if comparison_dtype(model.path) == "bfloat16" else "auto"
     on_progress(0.6, "measuring the model")
@@ -121,31 +110,22 @@ def _compared(
 
 def _require_alike(agreement: Agreement, wanted: QuantiseRequest) -> None:
     top1, kl = _BOUNDS[wanted.bits]
-    # A comparison with NaN is false, so it is refused too.
-    if agreement.top1 >= top1 and agreement.mean_kl <= kl:
-        return
-    finer = "a smaller group size, or 8 bits" if wanted.bits == 4 else "a smaller group size"
-    raise ForgeError(
+    message = (
         f"The model with {wanted.bits} bits in groups of {wanted.group_size} does not answer as it "
         f"did: they agree on {100 * agreement.top1:.1f} % of tokens (at least {100 * top1:.0f} % are "
         f"asked for), with a mean divergence of {agreement.mean_kl:.4f} nats (at most {kl}). It was "
-        "not kept.",
-        suggestion=f"Choose {finer}.",
-        details={
-            "top1_agreement": agreement.top1,
-            "mean_kl": agreement.mean_kl if math.isfinite(agreement.mean_kl) else None,
-            "positions": agreement.num_positions,
-        },
+        "not kept."
     )
+    finer = "a smaller group size, or 8 bits" if wanted.bits == 4 else "a smaller group size"
+    require_alike(agreement, top1, kl, message, f"Choose {finer}.")
 
 
 def _measured(folder: Path, tokenizer: Tokenizer, dtype: str) -> tuple[ModelMeasures, str]:
     """Also says with what."""
     engine = load_generate_engine(folder, None, dtype=dtype)
-    perplexity = perplexity_of(engine, tokenizer)
     measures = _size(folder).model_copy(
         update={
-            "perplexity": round(perplexity, 4) if math.isfinite(perplexity) else None,
+            "perplexity": finite(perplexity_of(engine, tokenizer)),
             "tokens_per_second": round(decode_speed(engine, tokenizer), 2),
         }
     )

@@ -11,6 +11,7 @@ from forgellm import __version__
 from forgellm.catalog import ModelFolder
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.publishing.card_head import card_head, licence_shown
+from forgellm.publishing.sources import shown_name
 
 _MAX_CONTEXT = 8192  # what Ollama takes memory for; whoever needs more can say so
 _QUOTABLE = re.compile(r"[^\"\\\x00-\x1f\x7f]+")
@@ -74,7 +75,7 @@ def gguf_card(
         name=name,
         licence=licence_shown(model),
         lower=re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-") or "model",
-        model=model.name,
+        model=shown_name(model.name),
         type=kind,
         file=file_name,
         version=__version__,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Any
-
-import yaml
 
 from forgellm import __version__
 from forgellm.catalog import ModelFolder
+from forgellm.publishing.card_head import card_head, licence_shown
+from forgellm.publishing.sources import shown_name
 from forgellm.schema.quantising import QuantisedModel
 
 _CARD = """\
@@ -41,10 +40,8 @@ ForgeLLM's torch engine computes with it too; `transformers` alone does not know
 {command}
 ```
 
-The licence of the model it was made of applies.
+The licence of the model it was made of ({licence}) applies.
 """
-
-
 _COMPARED = """\
 Perplexity and speed were measured with {engine}.
 Read back from the disk, the two find the same next token most likely at {top1:.1f} % of {positions}
@@ -56,14 +53,10 @@ weights were read back from the disk and are the model's, rounded."""
 
 def quantised_card(model: ModelFolder, made: QuantisedModel, command: Sequence[str]) -> str:
     """Markdown with the YAML head that the hub reads."""
-    head: dict[str, Any] = {"library_name": "mlx", "pipeline_tag": "text-generation"}
-    if model.kind == "cached":  # only then is the name one that the hub knows
-        head |= {"base_model": model.name, "base_model_relation": "quantized"}
-    head["tags"] = ["forgellm", "mlx", f"{made.bits}-bit"]
     return _CARD.format(
-        head=f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
+        head=card_head("mlx", model, ["mlx", f"{made.bits}-bit"]),
         name=made.model_name.rpartition("/")[2],
-        model=model.name,
+        model=shown_name(model.name),
         bits=made.bits,
         group_size=made.group_size,
         version=__version__,
@@ -74,6 +67,7 @@ def quantised_card(model: ModelFolder, made: QuantisedModel, command: Sequence[s
         model_name=made.model_name,
         path=made.published_model_path,
         command=shlex.join(command),
+        licence=licence_shown(model),
     )
 
 

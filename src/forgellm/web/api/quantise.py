@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -19,18 +18,14 @@ def make_router(workspace: Workspace, jobs: JobRunner) -> APIRouter:
     router = APIRouter(prefix="/api/models", route_class=JsonRoute)
 
     @router.post("/quantize")
-    async def quantize(body: QuantiseRequest) -> JobStarted:
+    def quantize(body: QuantiseRequest) -> JobStarted:
         """Round a model's weights to a model in `models/published/`, checked against it, as a job."""
-        job = await asyncio.to_thread(_submit, workspace, jobs, body)
+        _, key = find_quantisable(body, workspace)
+
+        def work(job: Job) -> dict[str, Any]:
+            return quantise_model(body, workspace, job.report, job.stop_with).model_dump()
+
+        job = jobs.submit("quantise", key, work, "heavy")
         return JobStarted(message="Quantising started", job_id=job.job_id)
 
     return router
-
-
-def _submit(workspace: Workspace, jobs: JobRunner, body: QuantiseRequest) -> Job:
-    _, key = find_quantisable(body, workspace)
-
-    def work(job: Job) -> dict[str, Any]:
-        return quantise_model(body, workspace, job.report, job.stop_with).model_dump()
-
-    return jobs.submit("quantise", key, work, "heavy")
