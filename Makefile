@@ -16,7 +16,8 @@ demo: setup  ## teach the shipped model the shipped handbook
 	$(BIN)/forgellm demo --workspace $(WORKSPACE) $(ARGS)
 
 test: setup lint  ## the default suite
-	$(BIN)/pytest -q -n 2
+# nice: processes that the tests start step back by 10, and would starve beside the tests
+	nice -n 19 $(BIN)/pytest -q -n 2
 
 test-full: setup lint  ## with the slow tests: real model, minutes of CPU
 	$(BIN)/pytest -q -m 'not gpu and not browser'
