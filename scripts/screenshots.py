@@ -72,6 +72,8 @@ def views_of(url: str) -> dict[str, tuple[str, str]]:
         "compare": (f"/compare?runs={others}", ".chart-canvas canvas"),
         "chat": (f"/chat?run={best['name']}", ".composer"),
         "models": ("/models", "table"),
+        "models-exports": ("/models?tab=exports", "table, .empty"),
+        "models-tree": ("/models?tab=tree", ".tree"),
         "data": ("/data", ".link-card"),
         "data-files": (dataset, "table"),
         "data-inside": (f"{dataset}?tab=inside", ".bars"),

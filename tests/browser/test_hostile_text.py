@@ -153,8 +153,12 @@ def test_logs_samples_warnings_and_names_of_files(hostile: Watched, servers: Ser
     for number, payload in enumerate(PAYLOADS):
         shown = payload.replace("/", "∕").replace("\n", " ").replace("\t", " ")[:180]
         (files / f"{number} {shown}.txt").write_text(payload)
+    exported = servers.workspace.exported_models / "hostile"
+    exported.mkdir(parents=True, exist_ok=True)
+    told = {"kind": PAYLOADS[0], "made_from": PAYLOADS, "command": PAYLOADS[1], "created_at": "x"}
+    (exported / "lineage.json").write_text(json.dumps(told))
     for address, selector in [
-        (f"/runs/{name}?tab=log", ".log"), (f"/runs/{name}?tab=samples", ".samples"), (f"/runs/{name}", ".notice"),
+        ("/models?tab=exports", "table"), ("/models?tab=tree", ".tree"), (f"/runs/{name}?tab=log", ".log"), (f"/runs/{name}?tab=samples", ".samples"), (f"/runs/{name}", ".notice"),
         ("/data/named", "table"), ("/data/named?tab=preview", ".tokens"), ("/data/named?tab=inside", ".bars"),
     ]:  # fmt: skip
         hostile.go(address)

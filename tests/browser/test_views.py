@@ -23,6 +23,8 @@ VIEWS = {
     "/compare?runs={run},{other}": ".chart-canvas canvas",
     "/chat?model=base/tiny": ".composer",
     "/models": "table",
+    "/models?tab=exports": "text=/Nothing exported yet|Copy path/",
+    "/models?tab=tree": ".tree",
     "/data": ".link-card",
     "/data/notes": "table",
     "/data/notes?tab=inside": ".bars",

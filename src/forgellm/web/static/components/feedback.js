@@ -9,7 +9,7 @@ export function Loading({ what = 'Loading' }) {
 
 /** Where there is nothing yet: say so, and how to change that. */
 export function Empty({ title, children }) {
-    return html`<div class="empty"><h3>${title}</h3>${children}</div>`;
+    return html`<div class="empty"><h2>${title}</h2>${children}</div>`;
 }
 
 /**

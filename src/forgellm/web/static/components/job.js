@@ -7,7 +7,7 @@ import { Problem, toastError } from './feedback.js';
 
 /**
  * @param {(job: any) => void} [onEnd] called once when a job begun here is completed
- * @returns {{job: any, begin: (ask: () => Promise<{job_id: string}>) => Promise<void>, clear: () => void}}
+ * @returns {{job: any, begin: (ask: () => Promise<{job_id: string}>) => Promise<void>, follow: (reply: {job_id: string}) => void, clear: () => void}}
  */
 export function useJob(onEnd) {
     const [begun, setBegun] = useState(/** @type {string | null} */ (null));
@@ -15,8 +15,9 @@ export function useJob(onEnd) {
     useEffect(() => {
         if (job?.status === 'completed') onEnd?.(job);
     }, [job?.status]);
-    const begin = (ask) => ask().then((reply) => setBegun(reply.job_id), toastError);
-    return { job, begin, clear: () => setBegun(null) };
+    const follow = (reply) => setBegun(reply.job_id);
+    const begin = (ask) => ask().then(follow, toastError);
+    return { job, begin, follow, clear: () => setBegun(null) };
 }
 
 export const isUnfinished = (job) => job?.status === 'queued' || job?.status === 'running';

@@ -3,6 +3,7 @@
  *
  * Updates are gathered and handed on once per frame, so that a fast run cannot keep the page busy.
  */
+import { api } from './api.js';
 import { batch, signal } from './html.js';
 
 /** 'connecting' | 'online' | 'offline' */
@@ -11,7 +12,7 @@ export const connection = signal('connecting');
 /** The model server's status, null until it was heard of. */
 export const model = signal(/** @type {any} */ (null));
 
-/** job_id -> job, as far as heard of since the page was opened. */
+/** job_id -> job: all that the server keeps, the oldest first. */
 export const jobs = signal(new Map());
 
 /** The newest event of the run that trains or trained last, null before any. */
@@ -114,11 +115,18 @@ socket.on('job_update', (job) => {
 socket.on('model_update', (status) => (model.value = status));
 socket.on('connect', () => {
     connection.value = 'online';
+    learnJobs();
     subscribe('', undefined);
     for (const [id, group] of followers) {
         const seen = [...group].map((follower) => follower.seq ?? 0);
         subscribe(id, Math.min(...seen));
     }
 });
+
+/** Those that were begun before this page was opened, or while it was cut off. */
+async function learnJobs() {
+    const known = await api.listJobs().catch(() => null); // the next connection asks again
+    if (known) jobs.value = new Map(known.jobs.reverse().map((job) => [job.job_id, job]));
+}
 socket.on('disconnect', () => (connection.value = 'offline'));
 socket.on('connect_error', () => (connection.value = 'offline'));

@@ -1,5 +1,5 @@
 /** A run's checkpoints, ranked: talk to one, compare it, publish it, delete it. */
-import { html } from '../../core/html.js';
+import { html, useState } from '../../core/html.js';
 import { api } from '../../core/api.js';
 import { figure, megabytes, percent, time } from '../../core/format.js';
 import { WorkButton } from '../../components/controls.js';
@@ -7,7 +7,9 @@ import { confirmed } from '../../components/dialog.js';
 import { Badge, Empty, Notice, toast, toastError } from '../../components/feedback.js';
 import { Icon } from '../../components/icon.js';
 import { JobProgress, useJob } from '../../components/job.js';
+import { Made } from '../../components/made.js';
 import { Table } from '../../components/table.js';
+import { ExportAdapter } from './export_adapter.js';
 
 export function Checkpoints({ run, checkpoints, evaluations, reload, isActive }) {
     if (!checkpoints.length) {
@@ -41,7 +43,8 @@ function probesShown(line) {
 }
 
 function Actions({ run, item, reload, isActive }) {
-    const { job, begin, clear } = useJob();
+    const { job, begin, follow, clear } = useJob();
+    const [isExporting, setExporting] = useState(false);
     const at = `${encodeURIComponent(run.name)}@${item.iteration}`;
     const publish = async () => {
         const text = 'It is merged into its base, compared with base plus adapter, and lands in models/published with a model card and a dashboard.';
@@ -53,18 +56,14 @@ function Actions({ run, item, reload, isActive }) {
         if (!(await confirmed({ title: 'Delete this checkpoint?', text, action: 'Delete for good', danger: true }))) return;
         await api.deleteCheckpoint(run.name, item.iteration).then(() => { toast('Checkpoint deleted'); reload(); }, toastError);
     };
-    if (job?.status === 'completed') return html`<${Published} job=${job} />`;
+    if (job?.status === 'completed') return html`<${Notice} tone="good"><${Made} job=${job} /><//>`;
     if (job && job.status !== 'cancelled') return html`<${JobProgress} job=${job} onClear=${clear} />`;
     return html`<div class="row end nowrap">
         <a class="button small" href=${`/chat?run=${at}`}>Chat</a>
         <a class="button small" title="Side by side with the base model" href=${`/chat?run=${at}&beside=base`}>Compare</a>
         <${WorkButton} class="small" onPress=${publish}>Publish<//>
+        <button class="small" title="The adapter alone, for other programs" onClick=${() => setExporting(true)}>Export</button>
         <button class="bare" aria-label=${`Delete checkpoint ${item.iteration}`} disabled=${isActive} title=${isActive ? 'Not while the run trains' : ''} onClick=${remove}><${Icon} name="trash" size=${16} /></button>
+        ${isExporting && html`<${ExportAdapter} checkpoint=${`${run.name}@${item.iteration}`} onBegun=${follow} onClose=${() => setExporting(false)} />`}
     </div>`;
-}
-
-function Published({ job }) {
-    const { model_name, verification } = job.result;
-    return html`<${Notice} tone="good"><span>Published as <a href="/models">${model_name}</a>.
-        Compared on ${verification.positions} positions, it agrees on ${percent(verification.top1_agreement, 1)}.</span><//>`;
 }
