@@ -61,7 +61,7 @@ def views_of(url: str) -> dict[str, tuple[str, str]]:
     best, others = runs[0], ",".join(run["name"] for run in runs[:4])
     run, dataset = f"/runs/{best['name']}", f"/data/{best['dataset']}"
     return {
-        "start": ("/", "text=This machine"),
+        "start": ("/", "h2:text('This machine')"),
         "train": (f"/train?clone={best['name']}", ".memory-bar"),
         "runs": ("/runs", "table"),
         "runs-curves": (run, ".chart-canvas canvas"),

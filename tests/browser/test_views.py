@@ -12,7 +12,7 @@ from browser.conftest import Servers, Watched
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 # What is seen when a view is complete.
 VIEWS = {
-    "/": "text=This machine",
+    "/": "h2:text('This machine')",
     "/train?model=base/tiny&dataset=notes": ".memory-bar",
     "/runs": "table",
     "/runs/{run}": ".chart-canvas canvas",

@@ -52,7 +52,7 @@ function columns(chosen, setChosen, reload) {
     const turn = (name) => setChosen(chosen.includes(name) ? chosen.filter((item) => item !== name) : [...chosen, name].slice(-8));
     return [
         { id: 'chosen', label: '', value: () => null, show: (run) => html`<input type="checkbox" aria-label=${`Compare ${run.name}`} checked=${chosen.includes(run.name)} onChange=${() => turn(run.name)} />` },
-        { id: 'name', label: 'Run', value: (run) => run.name, show: (run) => html`<a href=${address('runs', run.name)}>${run.name}</a><br /><span class="quiet small-text">${baseName(run.model_name)} on ${run.dataset}</span>` },
+        { id: 'name', label: 'Run', value: (run) => run.name, show: (run) => html`<span class="name-cell"><a href=${address('runs', run.name)}>${run.name}</a></span><span class="quiet small-text">${baseName(run.model_name)} on ${run.dataset}</span>` },
         { id: 'type', label: 'Kind', value: (run) => run.training_type, show: (run) => run.training_type.toUpperCase() },
         { id: 'phase', label: 'State', value: (run) => run.phase, show: (run) => html`<${State} run=${run} />` },
         { id: 'loss', label: 'Best loss', align: 'end', value: (run) => run.best_validation_loss, show: (run) => figure(run.best_validation_loss) },

@@ -45,7 +45,8 @@ export function nameOf(item) {
     return item.path ?? item.name;
 }
 
-const isSame = (item, name) => name !== undefined && [nameOf(item), item.name].includes(name);
+/** A model in models/base/ may be named without the folder. */
+const isSame = (item, name) => Boolean(name) && [nameOf(item), item.name].some((known) => known === name || known === `base/${name}`);
 
 function Option({ item, isChosen, onChoose }) {
     const kind = item.type === 'instruct' ? 'answers chat turns' : 'continues text';

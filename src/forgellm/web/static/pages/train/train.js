@@ -66,7 +66,7 @@ function Form({ fields, first, note }) {
     return html`<div class="page">
         <div class="page-head"><h1>Train</h1><${Import} onRecipe=${replace} /></div>
         ${note === 'demo' && html`<${Notice} tone="good">The demo is ready: its model, its documents and a recipe that works. Press Start.<//>`}
-        ${note && note !== 'demo' && html`<${Notice}>This is the recipe of <a href=${address('runs', note)}>${note}</a>. Change what you like.<//>`}
+        ${note && note !== 'demo' && html`<${Notice}><span>This is the recipe of <a href=${address('runs', note)}>${note}</a>. Change what you like.</span><//>`}
         <div class="train">
             <form class="stack" onSubmit=${(event) => event.preventDefault()}>
                 <section class="card stack">
