@@ -13,7 +13,13 @@ from typing import Any
 from forgellm.paths import Workspace
 from forgellm.publishing.__main__ import task_named
 
-_PRELOADED = ["killing", "forgellm.publishing.build_combined", "forgellm.engines.torch.fuse"]
+_PRELOADED = [
+    "killing",
+    "forgellm.publishing.build_combined",
+    "forgellm.publishing.build_quantised",
+    "forgellm.engines.torch.fuse",
+    "forgellm.engines.torch.generate",
+]
 
 
 def killed_at(moment: float, task: str, request: dict[str, Any], workspace: Workspace) -> bool:

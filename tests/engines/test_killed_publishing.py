@@ -17,7 +17,12 @@ from tiny_workspace import build_tiny_workspace, tiny_recipe
 
 NEVER = 2.0
 # Of each task: as it begins, with its files half written, and when only the rename is left.
-MOMENTS = {"publish": (0.0, 0.3, 0.9), "combine": (0.0, 0.3, 0.95), "export": (0.0, 0.3, 0.9)}
+MOMENTS = {
+    "publish": (0.0, 0.3, 0.9),
+    "combine": (0.0, 0.3, 0.95),
+    "export": (0.0, 0.3, 0.9),
+    "quantise": (0.0, 0.1, 0.8),
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +39,7 @@ def request_of(task: str, run: Run) -> dict[str, Any]:
         "publish": {"run_folder": str(run.folder), "iteration": 4},
         "combine": {"checkpoints": [f"{run.name}@4", f"{run.name}@12"], "name": "both"},
         "export": {"model_name": f"{run.name}@4", "format": "peft"},
+        "quantise": {"model_name": "tiny", "bits": 8, "group_size": 32},
     }[task]
 
 

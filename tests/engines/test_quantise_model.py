@@ -1,30 +1,25 @@
-"""A model quantised by the command and in the process that makes it: what it says, what it refuses,
-what is left when it is killed."""
+"""A model quantised: what the command says, what is refused, what is left of one that failed."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import orjson
 import pytest
 
-from forgellm.catalog import find_model, list_models
+from forgellm.catalog import find_model
 from forgellm.cli.main import main
 from forgellm.engines import quantising
 from forgellm.engines.registry import load_generate_engine
 from forgellm.errors import Conflict, DiskTooSmall, ForgeError, InvalidRequest, ModelNotFound
 from forgellm.paths import Workspace
-from forgellm.publishing import build_quantised
+from forgellm.publishing import build_quantised, quantise
+from forgellm.publishing.__main__ import task_named
 from forgellm.publishing.artefact import LINEAGE_NAME
 from forgellm.publishing.family import family
 from forgellm.publishing.quantise import quantise_model
-from forgellm.schema.quantising import QuantiseRequest
+from forgellm.schema.quantising import QuantisedModel, QuantiseRequest
 from tiny_model import random_batch
 from tiny_workspace import build_tiny_workspace
 
@@ -32,14 +27,21 @@ WANTED = QuantiseRequest(model_name="tiny", bits=8, group_size=32)
 NAME = "tiny-8bit-g32"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Where the quantised model is there already."""
+    found = build_tiny_workspace(tmp_path_factory.mktemp("made"))
+    build(found)
+    return found
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return build_tiny_workspace(tmp_path / "w", num_key_value_heads=4)
+    return build_tiny_workspace(tmp_path / "w")
 
 
-def build(workspace: Workspace, wanted: QuantiseRequest = WANTED) -> Path:
-    build_quantised.build_quantised(wanted, workspace, lambda fraction, text: None)
-    return workspace.published_models / NAME
+def build(workspace: Workspace) -> QuantisedModel:
+    return build_quantised.build_quantised(WANTED, workspace, lambda fraction, text: None)
 
 
 def published_names(workspace: Workspace) -> list[str]:
@@ -47,8 +49,14 @@ def published_names(workspace: Workspace) -> list[str]:
 
 
 def test_the_command_makes_a_model_that_loads_by_its_name(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Its own process is what test_web_quantise has, which takes long to import an engine.
+    monkeypatch.setattr(
+        quantise,
+        "make",
+        lambda task, request, place, report, _: task_named(task)(request, place, report),
+    )
     root = str(workspace.root)
     command = ["models", "--workspace", root, "quantize", "tiny", "--bits", "8"]
     assert main([*command, "--group-size", "32", "--json"]) == 0
@@ -79,8 +87,8 @@ def test_the_command_makes_a_model_that_loads_by_its_name(
     assert own.command == "forgellm models quantize base/tiny --bits 8 --group-size 32"
 
 
-def test_what_lies_beside_the_weights_is_the_same(workspace: Workspace) -> None:
-    base, out = workspace.base_models / "tiny", build(workspace)
+def test_what_lies_beside_the_weights_is_the_same(made: Workspace) -> None:
+    base, out = made.base_models / "tiny", made.published_models / NAME
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (out / name).read_bytes() == (base / name).read_bytes()
     assert sorted(path.name for path in out.iterdir()) == sorted(
@@ -88,15 +96,14 @@ def test_what_lies_beside_the_weights_is_the_same(workspace: Workspace) -> None:
     )
 
 
-def test_a_model_that_is_there_or_quantised_already_is_refused(workspace: Workspace) -> None:
-    build(workspace)
+def test_a_model_that_is_there_or_quantised_already_is_refused(made: Workspace) -> None:
     with pytest.raises(Conflict, match="there already"):
-        quantise_model(WANTED, workspace)
+        quantise_model(WANTED, made)
     again = QuantiseRequest(model_name=f"published/{NAME}", bits=4, group_size=32)
     with pytest.raises(InvalidRequest, match="mlx 8-bit"):
-        quantise_model(again, workspace)
+        quantise_model(again, made)
     with pytest.raises(ModelNotFound):
-        quantise_model(QuantiseRequest(model_name="nix"), workspace)
+        quantise_model(QuantiseRequest(model_name="nix"), made)
 
 
 def test_weights_that_are_not_the_rounded_ones_are_not_kept(
@@ -132,7 +139,7 @@ def test_a_model_without_room_in_memory_is_quantised_and_not_compared(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("forgellm.hardware.training_memory_bytes", lambda: 50_000)
-    made = build_quantised.build_quantised(WANTED, workspace, lambda fraction, text: None)
+    made = build(workspace)
     assert made.verification is None and made.before.perplexity is None
     assert made.after.size_gb < made.before.size_gb
     assert "were not compared" in (workspace.root / made.readme_path).read_text()
@@ -164,27 +171,6 @@ def test_a_disk_that_is_too_small_is_said_before(
     with pytest.raises(DiskTooSmall):
         build(workspace)
     assert published_names(workspace) == []
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.4, 0.8])
-def test_killed_at_any_moment_it_leaves_nothing_and_can_be_made_again(
-    workspace: Workspace, fraction: float
-) -> None:
-    """The process itself, by SIGKILL, at the first report of so much progress."""
-    command = [sys.executable, "-P", "-m", "forgellm.publishing", "quantise"]
-    environment = os.environ | {"FORGELLM_WORKSPACE": str(workspace.root)}
-    with subprocess.Popen(
-        [*command, WANTED.model_dump_json()], stdout=subprocess.PIPE, env=environment
-    ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if orjson.loads(line)["progress"] >= fraction:
-                break
-        os.kill(child.pid, signal.SIGKILL)
-    assert child.returncode == -signal.SIGKILL
-    assert [model.name for model in list_models(workspace)] == ["base/tiny"]
-    assert build(workspace).is_dir()
-    assert published_names(workspace) == [NAME]  # what was half-made is gone
 
 
 def test_cancelled_it_leaves_nothing(workspace: Workspace) -> None:

@@ -47,8 +47,7 @@ def test_torch_makes_the_numbers_that_mlx_makes(bits: int, group_size: int, dtyp
     assert np.array_equal(weight.rows(ids).float().numpy(), found[ids.numpy()])
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("bits", "architecture"), [(4, "llama"), (8, "qwen2"), (4, "gemma3")])
 def test_both_engines_answer_as_the_rounded_weights_do(
     tmp_path: Path, bits: int, architecture: str
 ) -> None:
@@ -78,8 +77,7 @@ def test_both_engines_answer_as_the_rounded_weights_do(
 
 
 @ENGINES
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("fine_tune_type", ["lora", "dora"])
+@pytest.mark.parametrize(("bits", "fine_tune_type"), [(4, "lora"), (8, "dora")])
 def test_an_adapter_learns_on_a_quantised_base(
     name: str, tmp_path: Path, bits: int, fine_tune_type: str
 ) -> None:
