@@ -203,6 +203,16 @@ def test_without_a_token_nothing_is_asked(
     assert hub.tokens == set()
 
 
+def test_told_to_stay_offline_it_says_what_to_unset(
+    hub: Hub, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubUnavailable, match="offline") as caught:
+        push(ask(), workspace)
+    assert "Unset HF_HUB_OFFLINE" in caught.value.suggestion
+    assert hub.tokens == set()
+
+
 @pytest.mark.parametrize("name", ["base/tiny", "published/none", "published", "../w", "/etc", ""])
 def test_only_what_was_published_or_exported_is_pushed(workspace: Workspace, name: str) -> None:
     (workspace.base_models / "tiny").mkdir(parents=True)

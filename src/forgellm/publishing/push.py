@@ -80,7 +80,7 @@ def _upload(
     """Large files first, one after another, then the commit that makes all of them visible."""
     import httpx2
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     if get_token() is None:
         raise InvalidRequest("There is no token for the hub", suggestion=_LOGIN)
@@ -108,6 +108,11 @@ def _upload(
         raise _refusal(error.response.status_code, repo_id) from error
     except HFValidationError:
         raise InvalidRequest(f"{repo_id!r} cannot be the name of a repository") from None
+    except OfflineModeIsEnabled:
+        raise HubUnavailable(
+            "The hub was not asked: the environment says to stay offline",
+            suggestion="Unset HF_HUB_OFFLINE (and TRANSFORMERS_OFFLINE), then push again.",
+        ) from None
     except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
         raise HubUnavailable(
             f"The hub could not be reached ({type(error).__name__})",
