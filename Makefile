@@ -1,8 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKSPACE ?= workspace
+BENCH_MODEL ?= $(WORKSPACE)/models/base/SmolLM2-135M-Instruct
+BENCHMARKS ?= training tokenising mlx_lm_peer memory_estimate
 
-.PHONY: setup demo test test-full test-browser lint lint-page docs screenshots clean
+.PHONY: setup demo test test-full test-browser lint lint-page docs screenshots bench clean
 
 setup: .venv/.ready  ## make .venv with everything for development
 
@@ -40,6 +42,15 @@ tests/browser/node_modules: tests/browser/package-lock.json
 
 screenshots: setup  ## pictures of every view of the demo's workspace; needs Chromium
 	$(BIN)/python scripts/screenshots.py --workspace $(WORKSPACE) $(ARGS)
+
+bench: setup .venv-bench/.ready  ## ours beside its peers, as tables; hours on two cores
+	test -d $(BENCH_MODEL) || $(BIN)/python -c 'from pathlib import Path; from forgellm.demo.model import demo_model; from forgellm.paths import Workspace; demo_model(Workspace(Path("$(WORKSPACE)")), print)'
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH_MODEL) || exit 1; done
+
+.venv-bench/.ready: benchmarks/peers.txt constraints.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet -c constraints.txt -r benchmarks/peers.txt
+	touch $@
 
 docs: setup  ## fill the generated parts of docs/
 	$(BIN)/python scripts/write_docs.py

@@ -1,16 +1,17 @@
-"""What the memory estimate says against what a rehearsed step takes, on SmolLM2-135M's shape.
+"""What the memory estimate says against what a rehearsed step takes.
 
-python benchmarks/memory_estimate.py
+python benchmarks/memory_estimate.py MODEL_FOLDER
 """
 
 from __future__ import annotations
 
-import subprocess
+import argparse
+import json
 import sys
-import tempfile
 from pathlib import Path
+from typing import Any
 
-from train_step import build_model
+from rounds import Column, Figures, print_heading, print_table, run_contender
 
 SETTINGS: list[dict[str, object]] = [
     {"batch_size": 1},
@@ -21,38 +22,52 @@ SETTINGS: list[dict[str, object]] = [
     {"batch_size": 4, "dtype": "bfloat16"},
     {"batch_size": 4, "num_layers": 8},
 ]
-_CHILD = """
-import json, sys, numpy as np
-from pathlib import Path
-from forgellm.catalog.facts import read_facts
-from forgellm.data.batches import Batch
-from forgellm.engines.torch.train import TorchTrainEngine
-from forgellm.schema.recipe import Recipe
-from forgellm.training.estimate import estimate_memory
-folder, fields = Path(sys.argv[1]), json.loads(sys.argv[2])
-fields = {"model_name": "m", "dataset": "d", "dtype": "float32", "max_seq_length": 512, **fields}
-recipe = Recipe(**fields).resolved()
-facts = read_facts(folder, json.loads((folder / "config.json").read_text()))
-estimate = estimate_memory(facts, recipe, recipe.max_seq_length, recipe.dtype).total
-tokens = np.random.default_rng(0).integers(0, 49152, (recipe.batch_size, recipe.max_seq_length))
-tokens = tokens.astype(np.int32)
-batch = Batch(tokens, tokens, np.ones(tokens.shape, np.float32), np.zeros_like(tokens))
-measured = TorchTrainEngine(recipe, folder).rehearse(batch)
-print(f"{estimate / 1e9:6.2f} GB estimated {measured / 1e9:6.2f} GB measured "
-      f"{100 * (estimate / measured - 1):+5.0f} %  {sys.argv[2]}")
-"""
+COLUMNS = [
+    Column("estimated_gb", "estimated", "{:.2f} GB"),
+    Column("measured_gb", "measured", "{:.2f} GB"),
+    Column("error_percent", "error", "{:+.0f} %"),
+]
+
+
+def measure(folder: Path, fields: dict[str, Any]) -> Figures:
+    import numpy as np
+
+    from forgellm.catalog.facts import read_facts
+    from forgellm.data.batches import Batch
+    from forgellm.engines.torch.train import TorchTrainEngine
+    from forgellm.schema.recipe import Recipe
+    from forgellm.training.estimate import estimate_memory
+
+    always = {"model_name": "m", "dataset": "d", "dtype": "float32", "max_seq_length": 512}
+    recipe = Recipe(**always | fields).resolved()
+    assert recipe.max_seq_length is not None
+    facts = read_facts(folder, json.loads((folder / "config.json").read_text()))
+    estimated = estimate_memory(facts, recipe, recipe.max_seq_length, recipe.dtype).total
+    shape = (recipe.batch_size, recipe.max_seq_length)
+    tokens = np.random.default_rng(0).integers(0, 49152, shape, dtype=np.int32)
+    batch = Batch(tokens, tokens, np.ones(shape, np.float32), np.zeros_like(tokens))
+    measured = TorchTrainEngine(recipe, folder).rehearse(batch)
+    return {
+        "estimated_gb": estimated / 1e9,
+        "measured_gb": measured / 1e9,
+        "error_percent": 100 * (estimated / measured - 1),
+    }
 
 
 def main() -> None:
-    import json
-
-    with tempfile.TemporaryDirectory() as folder:
-        build_model(Path(folder))
-        for fields in SETTINGS:
-            command = [sys.executable, "-c", _CHILD, folder, json.dumps(fields)]
-            print(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout, end=""
-            )
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.contender:
+        print(json.dumps(measure(args.model, json.loads(args.contender))))
+        return
+    print_heading("The memory estimate", ["torch", "transformers"], sys.executable)
+    found = {}
+    for fields in SETTINGS:
+        name = ", ".join(f"{field}: {value}" for field, value in fields.items())
+        found[name] = [run_contender([str(args.model), "--contender", json.dumps(fields)])]
+    print_table("setting", COLUMNS, found)
 
 
 if __name__ == "__main__":

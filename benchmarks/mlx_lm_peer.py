@@ -12,17 +12,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import metadata, resources
+from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from rounds import (
+    Column,
+    Figures,
+    add_rounds,
+    print_heading,
+    print_table,
+    run_contender,
+    take_turns,
+)
 
 RANK, ALPHA, LEARNING_RATE = 8, 16, 1e-5
 
@@ -155,6 +164,11 @@ def _figures(rates: list[float], peak_bytes: int) -> dict[str, float]:
     return {"rate": statistics.median(rates), "peak_gb": peak_bytes / 1e9}
 
 
+COLUMNS = [
+    Column("rate", "tok/s", spread=True, ratio="more"),
+    Column("peak_gb", "peak of MLX", "{:.2f} GB", ratio="less"),
+    Column("first_token_seconds", "first token", "{:.2f} s"),
+]
 CONTENDERS = {
     "training": {"ForgeLLM": train_ours, "mlx_lm.lora": train_mlx_lm},
     "decoding": {"ForgeLLM": decode_ours, "mlx_lm.generate": decode_mlx_lm},
@@ -170,7 +184,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--grad-checkpoint", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
+    add_rounds(parser)
     parser.add_argument("--contender", nargs=2, metavar=("WORK", "NAME"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     work = Work(**{name: getattr(args, name) for name in Work.__dataclass_fields__})
@@ -178,38 +192,15 @@ def main() -> None:
         kind, name = args.contender
         print("\n" + json.dumps(CONTENDERS[kind][name](work)))
         return
-    print(_heading(work))
-    for kind, contenders in CONTENDERS.items():
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
-        for _ in range(args.rounds):  # in turn, so that a machine that warms up slows both
-            for name in contenders:
-                found[name].append(_measured(kind, name))
-        print(_table(kind, found))
-
-
-def _measured(kind: str, name: str) -> dict[str, float]:
-    command = [sys.executable, __file__, *sys.argv[1:], "--contender", kind, name]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def _heading(work: Work) -> str:
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("mlx", "mlx-lm"))
     fields = ", ".join(f"{name} {value}" for name, value in asdict(work).items() if name != "model")
-    return f"{Path(work.model).name} on {platform.machine()} {platform.system()}, {versions}; {fields}\n"
+    print_heading(f"MLX, {Path(work.model).name}", ["mlx", "mlx-lm"], sys.executable)
+    print(f"\n{fields}")
+    for kind, contenders in CONTENDERS.items():
+        print_table(kind, COLUMNS, take_turns(contenders, args.rounds, partial(run, kind)))
 
 
-def _table(kind: str, found: dict[str, list[dict[str, float]]]) -> str:
-    """A Markdown table; the ratio is to the last contender, the peer."""
-    rates = {name: [figures["rate"] for figures in runs] for name, runs in found.items()}
-    peer = statistics.median(rates[list(found)[-1]])
-    lines = [f"| {kind} | tok/s (spread) | ratio | peak |", "|---|--:|--:|--:|"]
-    for name, values in rates.items():
-        middle = statistics.median(values)
-        peak = max(figures["peak_gb"] for figures in found[name])
-        spread = f"{middle:.1f} ({min(values):.1f} to {max(values):.1f})"
-        lines.append(f"| {name} | {spread} | {middle / peer:.2f} | {peak:.2f} GB |")
-    return "\n".join([*lines, ""])
+def run(kind: str, name: str) -> Figures:
+    return run_contender([*sys.argv[1:], "--contender", kind, name])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ long curve while new lines of metrics come in as fast as the server hands them o
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import statistics
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import sync_playwright
+from rounds import machine
 from screenshots import served
 
 from forgellm.paths import iso_utc
@@ -61,7 +61,7 @@ def main() -> None:
             browser.close()
     bytes_loaded = loads[0]["bytes"]
     times = [item["milliseconds"] for item in loads]
-    print(f"machine: {platform.machine()}, Chromium {version}")
+    print(f"{machine()}; Chromium {version}")
     print(
         f"first load: {bytes_loaded / 1000:.0f} kB over the wire in {loads[0]['requests']} requests"
     )

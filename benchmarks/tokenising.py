@@ -17,17 +17,27 @@ import argparse
 import json
 import os
 import random
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from rounds import (
+    Column,
+    Figures,
+    add_rounds,
+    cpu_seconds,
+    peer_python,
+    print_heading,
+    print_table,
+    run_contender,
+    take_turns,
+)
 
 SEQ_LEN = {"documents": 512, "conversations": 2048}
 TEMPLATE = (
@@ -132,7 +142,7 @@ def peer(kind: str, model: Path, data: Path, work: Path) -> Callable[[], int]:
     return run
 
 
-CONTENDERS = {"forgellm": ours, "datasets + trl": peer}
+CONTENDERS = {"ForgeLLM": ours, "datasets + trl": peer}
 
 
 def held_bytes() -> int:
@@ -149,7 +159,7 @@ def held_bytes() -> int:
     return total
 
 
-def measure(name: str, kind: str, model: Path, data: Path) -> dict[str, float]:
+def measure(name: str, kind: str, model: Path, data: Path) -> Figures:
     with tempfile.TemporaryDirectory() as work:
         run = CONTENDERS[name](kind, model, data, Path(work))
         peak, is_done = 0, threading.Event()
@@ -166,50 +176,45 @@ def measure(name: str, kind: str, model: Path, data: Path) -> dict[str, float]:
         seconds, cpu = time.perf_counter() - started, cpu_seconds() - before
         is_done.set()
         watcher.join()
-    return {"tokens": num_tokens, "seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak}
+    return {
+        "rate": num_tokens / seconds,
+        "cpu_rate": num_tokens / cpu,
+        "peak_mb": peak / 1e6,
+        "tokens": num_tokens,
+    }
 
 
-def cpu_seconds() -> float:
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+COLUMNS = [
+    Column("rate", "tok/s", "{:,.0f}", spread=True, ratio="more"),
+    Column("cpu_rate", "tok per CPU s", "{:,.0f}", ratio="more"),
+    Column("peak_mb", "peak memory", "{:.0f} MB", ratio="less"),
+    Column("tokens", "tokens", "{:,.0f}"),
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", type=float, default=20)
     parser.add_argument("--contender", nargs=3, metavar=("NAME", "KIND", "DATA"))
+    add_rounds(parser)
     args = parser.parse_args()
     if args.contender:
         name, kind, data = args.contender
         print(json.dumps(measure(name, kind, args.model, Path(data))))
         return
+    print_heading("Tokenising and packing", ["tokenizers", "transformers", "datasets", "trl"])
     with tempfile.TemporaryDirectory() as folder:
         for kind in SEQ_LEN:
             data = Path(folder) / kind
             write_text(data, kind, args.megabytes)
-            found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-            for _ in range(args.rounds):
-                for name in CONTENDERS:
-                    command = [sys.executable, __file__, str(args.model), "--contender", name]
-                    done = subprocess.run(
-                        [*command, kind, str(data)], check=True, stdout=subprocess.PIPE, text=True
-                    )
-                    found[name].append(json.loads(done.stdout.splitlines()[-1]))
-            for name, rounds in found.items():
-                print(row(name, kind, rounds), flush=True)
+            found = take_turns(CONTENDERS, args.rounds, partial(run, args.model, kind, data))
+            print_table(kind, COLUMNS, found)
 
 
-def row(name: str, kind: str, rounds: list[dict[str, float]]) -> str:
-    rates = [found["tokens"] / found["seconds"] for found in rounds]
-    by_cpu = statistics.median(found["tokens"] / found["cpu_seconds"] for found in rounds)
-    peak = max(found["peak_bytes"] for found in rounds)
-    return (
-        f"{kind:13} {name:14} {statistics.median(rates):8.0f} tok/s ({min(rates):.0f} to "
-        f"{max(rates):.0f}), {by_cpu:8.0f} per CPU second, {peak / 1e6:5.0f} MB, "
-        f"{rounds[0]['tokens']:.0f} tokens"
-    )
+def run(model: Path, kind: str, data: Path, name: str) -> Figures:
+    python = sys.executable if name == "ForgeLLM" else peer_python()
+    return run_contender([str(model), "--contender", name, kind, str(data)], python)
 
 
 if __name__ == "__main__":

@@ -92,23 +92,58 @@ def _blocks(segment_ids: Tensor, window: int | None) -> list[Block]:
     return blocks
 
 
-class _BlockAttention(torch.autograd.Function):
-    """softmax(q k^T * scale + mask) v, block by block."""
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, blocks: list[Block]
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T * scale + mask) v, block by block: [B, H, T, D], laid out as [B, T, H, D],
+    and the log2 of each query's sum of exponentials [B, H, T] in float32."""
+    out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    for b in blocks:
+        scores = _scores(q, k, b, scale)
+        top = scores.amax(dim=-1, keepdim=True)
+        probs = scores.sub_(top).exp2_()
+        total = probs.sum(dim=-1, keepdim=True)
+        values = (probs.to(q.dtype) @ v[b.row, :, b.k0 : b.q1]).div_(total)
+        out[b.row, :, b.q0 : b.q1] = _ungroup(values, q.shape[1])
+        lse[b.row, :, b.q0 : b.q1] = _ungroup(top.add_(total.log2_()), q.shape[1])[..., 0]
+    return out, lse
 
+
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    blocks: list[Block],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from that of `out`; the rest as `attention_forward` had and gave it."""
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    delta = (grad * out).sum(-1, dtype=torch.float32)
+    heads = k.shape[1]
+    for b in blocks:
+        rows, keys = slice(b.q0, b.q1), slice(b.k0, b.q1)
+        probs = _scores(q, k, b, scale)
+        probs = probs.sub_(_group(lse[b.row, :, rows, None], heads)).exp2_()
+        g = _group(grad[b.row, :, rows], heads)
+        d_scores = (g @ v[b.row, :, keys].mT).float()
+        d_scores.sub_(_group(delta[b.row, :, rows, None], heads)).mul_(probs).mul_(scale)
+        d_scores, probs = d_scores.to(q.dtype), probs.to(q.dtype)
+        dv[b.row, :, keys] += probs.mT @ g
+        dq[b.row, :, rows] = _ungroup(d_scores @ k[b.row, :, keys], q.shape[1])
+        dk[b.row, :, keys] += d_scores.mT @ _group(q[b.row, :, rows], heads)
+    return dq, dk, dv
+
+
+class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, blocks: list[Block]
     ) -> Tensor:
-        out = torch.empty_like(q)
-        lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-        for b in blocks:
-            scores = _scores(q, k, b, scale)
-            top = scores.amax(dim=-1, keepdim=True)
-            probs = scores.sub_(top).exp2_()
-            total = probs.sum(dim=-1, keepdim=True)
-            values = (probs.to(q.dtype) @ v[b.row, :, b.k0 : b.q1]).div_(total)
-            out[b.row, :, b.q0 : b.q1] = _ungroup(values, q.shape[1])
-            lse[b.row, :, b.q0 : b.q1] = _ungroup(top.add_(total.log2_()), q.shape[1])[..., 0]
+        out, lse = attention_forward(q, k, v, scale, blocks)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.scale, ctx.blocks = scale, blocks
         return out
@@ -116,21 +151,8 @@ class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        delta = (grad * out).sum(-1, dtype=torch.float32)
-        for b in ctx.blocks:
-            rows, keys = slice(b.q0, b.q1), slice(b.k0, b.q1)
-            heads = k.shape[1]
-            probs = _scores(q, k, b, ctx.scale)
-            probs = probs.sub_(_group(lse[b.row, :, rows, None], heads)).exp2_()
-            g = _group(grad[b.row, :, rows], heads)
-            d_scores = (g @ v[b.row, :, keys].mT).float()
-            d_scores.sub_(_group(delta[b.row, :, rows, None], heads)).mul_(probs).mul_(ctx.scale)
-            d_scores, probs = d_scores.to(q.dtype), probs.to(q.dtype)
-            dv[b.row, :, keys] += probs.mT @ g
-            dq[b.row, :, rows] = _ungroup(d_scores @ k[b.row, :, keys], q.shape[1])
-            dk[b.row, :, keys] += d_scores.mT @ _group(q[b.row, :, rows], heads)
-        return dq, dk, dv, None, None
+        gradients = attention_backward(grad, q, k, v, out, lse, ctx.scale, ctx.blocks)
+        return *gradients, None, None
 
 
 def _group(x: Tensor, num_kv_heads: int) -> Tensor:

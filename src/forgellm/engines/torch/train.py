@@ -20,6 +20,7 @@ from forgellm.engines.layers import last_blocks
 from forgellm.engines.preference import preference_figures
 from forgellm.engines.process_group import Alone
 from forgellm.engines.torch import adapters, load, memory
+from forgellm.engines.torch.block import use_closed_forms
 from forgellm.engines.torch.generate import TorchAnswers
 from forgellm.engines.torch.lora import add_lora
 from forgellm.engines.torch.preference import answer_log_probs, preference_sums
@@ -53,6 +54,8 @@ class TorchTrainEngine:
         prove_packing(self.model.eval(), self._place.device, weights_dtype, vocab_size)
         self._lora = None if full else adapter.settings_of(recipe)
         self._layer_names = self._make_trainable()
+        if self._place.device.type == "cpu":
+            use_closed_forms(self.model)
         if recipe.grad_checkpoint:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()

@@ -1,0 +1,74 @@
+"""Decoder blocks in closed form against the models' own code: losses and every gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from forgellm.engines.adapter import LoraSettings
+from forgellm.engines.torch.block import use_closed_forms
+from forgellm.engines.torch.load import load_model
+from forgellm.engines.torch.lora import add_lora, lora_layers
+from forgellm.engines.torch.scoring import loss_sum
+from tiny_model import build_tiny_model, random_batch
+
+CPU = torch.device("cpu")
+BATCH = random_batch([[9, 14, 7], [17, 3, 10]], padding=2)
+
+
+def loss_and_gradients(
+    folder: Path, is_full: bool, in_closed_form: bool, settings: LoraSettings
+) -> tuple[int, float, dict[str, torch.Tensor]]:
+    model = load_model(folder, torch.float32, CPU)
+    if not is_full:
+        add_lora(model, settings, seed=0)
+        generator = torch.Generator().manual_seed(1)
+        for layer in lora_layers(model).values():  # zero would hide the gradients of A
+            torch.nn.init.normal_(layer.lora_b, std=0.1, generator=generator)
+    model.train()
+    count = use_closed_forms(model) if in_closed_form else 0
+    loss = loss_sum(model, BATCH, CPU, torch.float32)
+    loss.backward()
+    trained = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return count, loss.item(), trained
+
+
+@pytest.mark.parametrize("is_full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
+def test_closed_forms_equal_the_models_own_code(
+    tmp_path: Path, architecture: str, is_full: bool
+) -> None:
+    folder = build_tiny_model(tmp_path, architecture)
+    settings = LoraSettings(rank=4, alpha=8)
+    _, plain_loss, plain = loss_and_gradients(folder, is_full, False, settings)
+    count, loss, gradients = loss_and_gradients(folder, is_full, True, settings)
+    assert count == 2
+    assert loss == pytest.approx(plain_loss, rel=1e-6)
+    assert gradients.keys() == plain.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
+def test_blocks_of_another_kind_keep_their_own_code(tmp_path: Path, architecture: str) -> None:
+    model = load_model(build_tiny_model(tmp_path, architecture), torch.float32, CPU)
+    assert use_closed_forms(model.train()) == 0
+
+
+def test_a_block_that_does_more_than_its_parts_say_keeps_its_own_code(tmp_path: Path) -> None:
+    model = load_model(build_tiny_model(tmp_path), torch.float32, CPU).train()
+    changed = model.get_decoder().layers[1]
+    own = changed.forward
+    changed.forward = lambda *args, **kwargs: own(*args, **kwargs) * 1.01
+    assert use_closed_forms(model) == 1
+
+
+@pytest.mark.parametrize(
+    "settings", [LoraSettings(4, 8, dropout=0.1), LoraSettings(4, 8, dora=True)]
+)
+def test_dropout_and_dora_keep_their_own_code(tmp_path: Path, settings: LoraSettings) -> None:
+    model = load_model(build_tiny_model(tmp_path), torch.float32, CPU)
+    add_lora(model, settings, seed=0)
+    assert use_closed_forms(model.train()) == 0
