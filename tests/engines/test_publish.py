@@ -62,9 +62,9 @@ def train(workspace: Workspace, **fields: Any) -> Run:
     return found
 
 
-def publish(run: Run, iteration: int = 4) -> Path:
+def publish(run: Run, iteration: int = 4, dtype: str | None = None) -> Path:
     published = build.build_published(
-        run, find_checkpoint(run.folder, iteration), lambda fraction, text: None
+        run, find_checkpoint(run.folder, iteration), dtype, lambda fraction, text: None
     )
     return run.workspace.root / published.published_model_path
 
@@ -175,6 +175,26 @@ def test_merging_is_done_in_float32(trained: Run, tmp_path: Path) -> None:
     expected = (stored[f"{name}.weight"].float() + delta).bfloat16()
     assert torch.equal(fused[f"{name}.weight"], expected)
     assert torch.equal(fused["model.norm.weight"], stored["model.norm.weight"])
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_model_in_bfloat16_can_be_published_exactly(kind: str, tmp_path: Path) -> None:
+    workspace = build_tiny_workspace(tmp_path / "w")
+    base = workspace.base_models / "tiny"
+    stored = {k: v.bfloat16() for k, v in load_file(base / "model.safetensors").items()}
+    save_file(stored, base / "model.safetensors", metadata={"format": "pt"})
+    run = train(workspace, fine_tune_type=kind)
+    weights = find_checkpoint(run.folder, 12).weights
+    expected = scores(weights) if kind == "full" else scores(base, weights)
+    rounded, exact = publish(run, 12), publish(run, 12, "float32")
+    assert not np.allclose(scores(rounded), expected, atol=1e-4)
+    assert np.allclose(scores(exact), expected, atol=1e-5)
+    assert {str(tensor.dtype) for tensor in load_file(exact / "model.safetensors").values()} == {
+        "torch.float32"
+    }
+    assert find_model(f"published/{exact.name}", workspace).facts.dtype == "float32"
+    note = json.loads((exact / "lineage.json").read_text())
+    assert note["command"].endswith("--iteration 12 --dtype float32")
 
 
 def test_a_damaged_checkpoint_is_refused(run: Run) -> None:

@@ -23,6 +23,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--iteration", type=int, metavar="N", help="which checkpoint (default: the best)"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("stored", "float32"),
+        default="stored",
+        help="what weights are stored in: as the base stores its own, rounded to it (default), or "
+        "exactly, in float32, at twice the size",
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.set_defaults(run=run)
 
@@ -41,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if checkpoint is None:
         raise CheckpointNotFound("This run has no checkpoint yet", details={"run": found.name})
     with progress_bar() as on_progress:
-        published = publish_checkpoint(found, checkpoint, on_progress)
+        published = publish_checkpoint(found, checkpoint, args.dtype, on_progress)
     if args.json:
         import json
         from dataclasses import asdict

@@ -199,9 +199,15 @@ class FuseEngine(Protocol):
     """Makes one plain model of a base and what a checkpoint holds."""
 
     def fuse(
-        self, model_path: Path, weights: Path, out: Path, on_progress: Callable[[float], None]
+        self,
+        model_path: Path,
+        weights: Path,
+        out: Path,
+        on_progress: Callable[[float], None],
+        dtype: str | None = None,
     ) -> None:
-        """Write weights and `config.json` into the folder `out`, stored as the base stores its own.
+        """Write weights and `config.json` into the folder `out`, stored as the base stores its own,
+        or all of them in `dtype`.
 
         `weights` is an adapters file, or a full checkpoint's folder. `on_progress` gets 0 to 1.
         Raises UnsupportedModel, CheckpointCorrupt.

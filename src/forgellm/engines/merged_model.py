@@ -75,8 +75,10 @@ def write_merged(
     checkpoint: Checkpoint,
     out: Path,
     on_progress: Callable[[float], None] = lambda done: None,
+    dtype: str | None = None,
 ) -> None:
     """Weights, tokenizer and chat template of the model that the checkpoint makes of its base.
+    Weights are stored as the base stores its own, or in `dtype`.
 
     Raises CheckpointCorrupt, UnsupportedModel, DiskFull.
     """
@@ -84,7 +86,7 @@ def write_merged(
         base,
         [(run, checkpoint)],
         out,
-        lambda: engine.fuse(base, checkpoint.weights, out, on_progress),
+        lambda: engine.fuse(base, checkpoint.weights, out, on_progress, dtype),
     )
 
 
@@ -119,10 +121,14 @@ def copy_beside_weights(base: Path, out: Path) -> None:
                 shutil.copyfile(file, out / file.name)
 
 
-def require_disk(folder: Path, base: ModelFolder, kind: str) -> None:
+def require_disk(folder: Path, base: ModelFolder, kind: str, dtype: str | None = None) -> None:
     """Room for a model of the base's size, or for its plain weights; or DiskTooSmall."""
-    plain_bytes = 2 * base.facts.num_parameters * bool(base.facts.quantization)
-    require_room(folder, plain_bytes or base.facts.size_bytes, f"The {kind} model takes")
+    needed = base.facts.size_bytes
+    if dtype == "float32":
+        needed = 4 * base.facts.num_parameters
+    elif base.facts.quantization:
+        needed = 2 * base.facts.num_parameters
+    require_room(folder, needed, f"The {kind} model takes")
 
 
 def require_room(folder: Path, needed: float, what_takes: str) -> None:

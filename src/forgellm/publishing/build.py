@@ -42,10 +42,12 @@ def publish_task(
     """See `publish.publish_checkpoint`, which asks for it. Raises ForgeError."""
     run = open_run(workspace, Path(request["run_folder"]))
     checkpoint = find_checkpoint(run.folder, request["iteration"])
-    return asdict(build_published(run, checkpoint, on_progress))
+    return asdict(build_published(run, checkpoint, request["dtype"], on_progress))
 
 
-def build_published(run: Run, checkpoint: Checkpoint, on_progress: OnProgress) -> Published:
+def build_published(
+    run: Run, checkpoint: Checkpoint, dtype: str | None, on_progress: OnProgress
+) -> Published:
     """Check, merge, describe, compare, move into place. Raises ForgeError."""
     record = run.record()
     on_progress(0.0, "checking the checkpoint")
@@ -53,10 +55,10 @@ def build_published(run: Run, checkpoint: Checkpoint, on_progress: OnProgress) -
     base = model_of(record, run.workspace, record.recipe.engine)
     published = run.workspace.published_models
     with file_lock(published / ".publish.lock"):
-        require_disk(published, base, "published")
+        require_disk(published, base, "published", dtype)
         name = _free_name(published, run, checkpoint, utc_now())
         with whole_folder(published / name, "the published model") as model:
-            agreement = _write_model(run, checkpoint, base, model, name, on_progress)
+            agreement = _write_model(run, checkpoint, base, model, name, dtype, on_progress)
     path = run.workspace.relative(published / name)
     return Published(
         published_model_path=path,
@@ -73,6 +75,7 @@ def _write_model(
     base: ModelFolder,
     out: Path,
     name: str,
+    dtype: str | None,
     on_progress: OnProgress,
 ) -> Agreement:
     """Everything the published folder holds, compared with what it was made of."""
@@ -85,6 +88,7 @@ def _write_model(
         checkpoint,
         out,
         lambda done: on_progress(0.05 + 0.5 * done, "merging the weights"),
+        dtype,
     )
     on_progress(0.6, "comparing with the base model and its checkpoint")
     agreement = compare(engine, base.path, checkpoint.weights, out)
@@ -96,6 +100,7 @@ def _write_model(
     descent = lineage_from(run, checkpoint, "merged")
     command = ["forgellm", "publish", "--run", record.training_id]
     command += ["--iteration", str(checkpoint.iteration)]
+    command += ["--dtype", dtype] if dtype else []
     write_lineage(
         out,
         "published",

@@ -13,6 +13,7 @@ from forgellm.paths import Workspace
 from forgellm.publishing.artefact import make
 from forgellm.runs.checkpoints import Checkpoint, find_checkpoint
 from forgellm.runs.store import Run, find_run
+from forgellm.schema.publishing import PublishedDtype
 
 _WEIGHTS_NAME = re.compile(r"(\d{7,})_(adapters\.safetensors|model)")
 
@@ -67,13 +68,19 @@ def find_publishable(
 def publish_checkpoint(
     run: Run,
     checkpoint: Checkpoint,
+    dtype: PublishedDtype = "stored",
     on_progress: OnProgress = lambda fraction, text: None,
     on_start: Callable[[Callable[[], None]], None] = lambda stop: None,
 ) -> Published:
     """Build, verify and move into place; it is there whole, or not at all.
 
+    Weights are stored as the base stores its own, or exactly, in float32, at twice the size.
     `on_start` is called with a function that ends the work, for use by another thread.
     Raises CheckpointCorrupt, ModelNotFound, UnsupportedModel, DiskTooSmall, ForgeError.
     """
-    request = {"run_folder": str(run.folder), "iteration": checkpoint.iteration}
+    request = {
+        "run_folder": str(run.folder),
+        "iteration": checkpoint.iteration,
+        "dtype": None if dtype == "stored" else dtype,
+    }
     return Published(**make("publish", request, run.workspace, on_progress, on_start))

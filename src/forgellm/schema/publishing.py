@@ -32,6 +32,8 @@ JobKind = Literal[
 JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
+PublishedDtype = Literal["stored", "float32"]
+
 _PUBLISH = {
     "checkpoint_path": "models/cpt/my_model/0000300_adapters.safetensors",
     "training_dir": "models/cpt/my_model",
@@ -44,6 +46,11 @@ class PublishRequest(Request, json_schema_extra={"examples": [_PUBLISH]}):
     )
     training_dir: str | None = Field(
         None, min_length=1, max_length=1000, description="The run's folder; default: around it."
+    )
+    dtype: PublishedDtype = Field(
+        "stored",
+        description="What weights are stored in: stored, as the base stores its own (rounded to it), "
+        "or float32, which keeps them exactly and takes twice the space of 16 bits.",
     )
     run_async: bool = Field(
         False, alias="async", description="true: answer at once with a job instead of waiting."

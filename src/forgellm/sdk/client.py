@@ -45,10 +45,17 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes, ModelRoutes):
         return self._post("/api/training/resume", given(wanted))
 
     def publish_checkpoint(
-        self, checkpoint_path: str, training_dir: str | None = None, *, run_async: bool = False
+        self,
+        checkpoint_path: str,
+        training_dir: str | None = None,
+        *,
+        dtype: str = "stored",
+        run_async: bool = False,
     ) -> Reply:
-        """Make a model of a checkpoint. With `run_async` the reply is a job, at once."""
+        """Make a model of a checkpoint; `dtype` float32 keeps its weights exactly. With `run_async`
+        the reply is a job, at once."""
         body = given({"checkpoint_path": checkpoint_path, "training_dir": training_dir})
+        body["dtype"] = dtype
         return self._post("/api/training/publish_checkpoint", body | {"async": run_async})
 
     def parse_recipe(self, text: str) -> Reply:

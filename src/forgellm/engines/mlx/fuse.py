@@ -28,25 +28,32 @@ class MlxFuseEngine:
     sum again could erase a small adapter."""
 
     def fuse(
-        self, model_path: Path, weights: Path, out: Path, on_progress: Callable[[float], None]
+        self,
+        model_path: Path,
+        weights: Path,
+        out: Path,
+        on_progress: Callable[[float], None],
+        dtype: str | None = None,
     ) -> None:
         is_full = weights.is_dir()
         source = weights if is_full else model_path
         base = _BaseWeights(source)
-        dtype = merging.main_dtype(model_path) if is_full else None
+        if is_full and dtype is None:
+            dtype = merging.main_dtype(model_path)
         merge = _AdapterMerge(weights, model_path) if not is_full else None
 
         def change(name: str, tensor: mx.array) -> mx.array:
+            stored = tensor.dtype
             if merge is not None:
-                return merge(name, tensor)
-            is_float = mx.issubdtype(tensor.dtype, mx.floating)
-            return tensor.astype(load.DTYPES[dtype]) if dtype and is_float else tensor
+                tensor = merge(name, tensor)
+            is_float = mx.issubdtype(stored, mx.floating)
+            return tensor.astype(load.DTYPES[dtype] if dtype and is_float else stored)
 
         def rewrite(file: Path, target: Path, progress: merging.Progress) -> None:
             save_tensors(target, {n: change(n, t) for n, t in base.take(file, progress)})
 
         merging.rewrite_weights(source, out, rewrite, on_progress)
-        merging.write_config(source, out, base.plain_dtype or dtype)
+        merging.write_config(source, out, dtype or base.plain_dtype)
 
     def rewrite(
         self,
@@ -138,7 +145,7 @@ class _AdapterMerge:
         if parts is None:
             return tensor
         merging.require_shape(name, tuple(tensor.shape), parts)
-        return merged_weight(tensor, parts, self._scale).astype(tensor.dtype)
+        return merged_weight(tensor, parts, self._scale)
 
 
 def _log_probs(model: Any, prompts: list[list[int]]) -> Iterator[NDArray[np.float32]]:

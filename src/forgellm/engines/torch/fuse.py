@@ -37,21 +37,25 @@ class TorchFuseEngine:
     """
 
     def fuse(
-        self, model_path: Path, weights: Path, out: Path, on_progress: Callable[[float], None]
+        self,
+        model_path: Path,
+        weights: Path,
+        out: Path,
+        on_progress: Callable[[float], None],
+        dtype: str | None = None,
     ) -> None:
         if weights.is_dir():
-            dtype = merging.main_dtype(model_path)
-            change: Change = _cast_to(cast(torch.dtype, getattr(torch, dtype)))
-            source, config_dtype = weights, dtype
+            dtype = dtype or merging.main_dtype(model_path)
+            change, source = _cast_to(dtype), weights
         else:
-            change, source, config_dtype = _AdapterMerge(weights, model_path), model_path, None
+            change, source = _AdapterMerge(weights, model_path, dtype), model_path
         base = _BaseWeights(source)
 
         def rewrite(file: Path, target: Path, progress: merging.Progress) -> None:
             _rewrite(base, file, target, change, progress)
 
         merging.rewrite_weights(source, out, rewrite, on_progress)
-        merging.write_config(source, out, base.plain_dtype or config_dtype)
+        merging.write_config(source, out, dtype or base.plain_dtype)
 
     def rewrite(
         self,
@@ -121,17 +125,17 @@ class _BaseWeights:
 
 
 class _AdapterMerge:
-    """Changes the tensors that an adapter file adapts and leaves the others as they are."""
+    """Changes the tensors that an adapter file adapts, and leaves the others but for their type."""
 
-    def __init__(self, file: Path, model_path: Path) -> None:
+    def __init__(self, file: Path, model_path: Path, dtype: str | None) -> None:
+        self._cast = None if dtype is None else _cast_to(dtype)
         self._settings = settings_beside(file)
         self._parts = merging.adapter_parts(file, read_adapter(file), model_path)
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         parts = self._parts.get(name)
-        if parts is None:
-            return tensor
-        return _merged(name, tensor, parts, self._settings).to(tensor.dtype)
+        merged = tensor if parts is None else _merged(name, tensor, parts, self._settings)
+        return merged.to(tensor.dtype) if self._cast is None else self._cast(name, merged)
 
 
 def _merged(name: str, weight: Tensor, parts: dict[str, Tensor], settings: LoraSettings) -> Tensor:
@@ -148,8 +152,9 @@ def _merged(name: str, weight: Tensor, parts: dict[str, Tensor], settings: LoraS
     return layer.merged_weight()
 
 
-def _cast_to(dtype: torch.dtype) -> Change:
-    return lambda _, tensor: tensor.to(dtype) if tensor.dtype in _FLOATS else tensor
+def _cast_to(dtype: str) -> Change:
+    wanted = cast(torch.dtype, getattr(torch, dtype))
+    return lambda _, tensor: tensor.to(wanted) if tensor.dtype in _FLOATS else tensor
 
 
 def _rewrite(

@@ -35,7 +35,7 @@ def _submit(workspace: Workspace, jobs: JobRunner, body: PublishRequest) -> Job:
     run, checkpoint = find_publishable(workspace, body.checkpoint_path, body.training_dir)
 
     def work(job: Job) -> dict[str, Any]:
-        return asdict(publish_checkpoint(run, checkpoint, job.report, job.stop_with))
+        return asdict(publish_checkpoint(run, checkpoint, body.dtype, job.report, job.stop_with))
 
-    key = f"{run.output_dir}/{checkpoint.weights.name}"
+    key = f"{run.output_dir}/{checkpoint.weights.name} {body.dtype}"
     return jobs.submit("publish_checkpoint", key, work, "heavy")
