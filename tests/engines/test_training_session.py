@@ -292,10 +292,10 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused(
         train(workspace)
 
 
-def test_the_torch_engine_refuses_quantised_weights(workspace: Workspace) -> None:
+def test_the_torch_engine_refuses_weights_quantised_in_another_format(workspace: Workspace) -> None:
     file = workspace.base_models / "tiny" / "config.json"
     config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "quantization": {"bits": 4, "group_size": 64}}))
+    file.write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(UnsupportedModel, match="quantised"):
         train(workspace, engine="torch")
 
