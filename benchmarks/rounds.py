@@ -26,7 +26,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8
 
 
 def peer_python() -> str:
-    """The interpreter of the peers' environment, or this one where `make bench-peers` has not run."""
+    """The interpreter of the peers' environment, or this one where `make bench` has not made one."""
     return str(_PEERS) if _PEERS.exists() else sys.executable
 
 
@@ -154,4 +154,4 @@ def versions(packages: Sequence[str], python: str) -> str:
         "print(', '.join(f'{name} {version(name)}' for name in sys.argv[1:]))"
     )
     done = subprocess.run([python, "-c", code, *packages], stdout=subprocess.PIPE, text=True)
-    return done.stdout.strip() or "the peers are not installed: make bench-peers"
+    return done.stdout.strip() or "the peers are not installed: make bench"

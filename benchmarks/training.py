@@ -247,13 +247,13 @@ CONTENDERS: dict[str, tuple[Contender, dict[str, Any]]] = {
     "TRL, float32": (trl, FLOAT32),
     "TRL, float32, no checkpointing": (trl, FLOAT32 | {"gradient_checkpointing": False}),
     "TRL, float32, packing": (trl, FLOAT32 | {"is_packing": True}),
-    "HF Trainer + PEFT, float32": (hf_trainer, {}),
+    "HF Trainer, float32": (hf_trainer, {}),
 }
 SLOW_WITHOUT_AMX = "TRL"
 
 
 def contenders_for(work: Work, wanted: list[str] | None) -> list[str]:
-    left_out = "HF Trainer + PEFT, float32" if work.in_conversations else "TRL, float32, packing"
+    left_out = "HF Trainer, float32" if work.in_conversations else "TRL, float32, packing"
     names = [name for name in CONTENDERS if name != left_out]
     return [name for name in names if name == OURS or not wanted or name in wanted]
 
