@@ -64,7 +64,7 @@ def train(workspace: Workspace, **fields: Any) -> Run:
 
 def publish(run: Run, iteration: int = 4, dtype: str | None = None) -> Path:
     published = build.build_published(
-        run, find_checkpoint(run.folder, iteration), dtype, lambda fraction, text: None
+        run, find_checkpoint(run.folder, iteration), lambda fraction, text: None, dtype
     )
     return run.workspace.root / published.published_model_path
 

@@ -42,11 +42,11 @@ def publish_task(
     """See `publish.publish_checkpoint`, which asks for it. Raises ForgeError."""
     run = open_run(workspace, Path(request["run_folder"]))
     checkpoint = find_checkpoint(run.folder, request["iteration"])
-    return asdict(build_published(run, checkpoint, request["dtype"], on_progress))
+    return asdict(build_published(run, checkpoint, on_progress, request["dtype"]))
 
 
 def build_published(
-    run: Run, checkpoint: Checkpoint, dtype: str | None, on_progress: OnProgress
+    run: Run, checkpoint: Checkpoint, on_progress: OnProgress, dtype: str | None = None
 ) -> Published:
     """Check, merge, describe, compare, move into place. Raises ForgeError."""
     record = run.record()
