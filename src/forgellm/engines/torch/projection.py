@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgellm.engines.torch.lora import LoraLinear
+from forgellm.engines.torch.lora import LoraLinear, add_low_rank, low_rank_backward
 
 
 class Gradients:
@@ -57,10 +57,10 @@ class Projection:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """x [N, D] -> [N, O], and (x A)^T [r, N] for the backward pass."""
         out = F.linear(x, self.weight, self.bias)
-        if self.adapter is None:
+        lora = self.adapter
+        if lora is None:
             return out, None
-        low = self.adapter.lora_a.mT.to(x.dtype).contiguous() @ x.mT
-        return out.addmm_(low.mT, self.adapter.lora_b.to(x.dtype), alpha=self.adapter.scale), low
+        return out, add_low_rank(out, x, lora.lora_a, lora.lora_b, lora.scale)
 
     def backward(
         self,
@@ -81,11 +81,9 @@ class Projection:
         if self.adapter is not None:
             assert low is not None
             a, b = self.adapter.lora_a, self.adapter.lora_b
-            g_low = (b.to(g.dtype) @ g.mT).mul_(self.adapter.scale)
-            grads.put(a, (g_low @ x).mT.contiguous())
-            grads.put(b, (low @ g).mul_(self.adapter.scale))
-            if d_x is not None:
-                d_x.addmm_(g_low.mT, a.to(g.dtype).mT)
+            d_a, d_b = low_rank_backward(g, x, low, a, b, self.adapter.scale, d_x)
+            grads.put(a, d_a)
+            grads.put(b, d_b)
         return d_x if d_x is not None else g
 
 
