@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -95,10 +94,7 @@ class _BaseWeights:
     """Makes a model's tensors plain; a quantised weight's scales may be in another file."""
 
     def __init__(self, folder: Path) -> None:
-        self._settings: dict[str, Any] = {}
-        if load.is_quantised(folder):
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-            self._settings = config["quantization"]
+        self._settings = load.affine_settings(folder)
         self._files = {name: file for file in weight_files(folder) for name in read_header(file)}
 
     @property

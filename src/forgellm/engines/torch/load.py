@@ -63,7 +63,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     Weights in MLX's affine format stay packed. Raises UnsupportedModel when transformers does not
     know the architecture, the files are bad, or the weights are quantised in another way.
     """
-    is_packed = is_quantised(folder)
+    is_packed = bool(affine_settings(folder))
     try:
         if is_packed:
             return _load_quantised(folder, dtype).to(device)
@@ -83,20 +83,23 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     return model.to(device)
 
 
-def is_quantised(folder: Path) -> bool:
-    """Whether weights are in MLX's affine format. Raises UnsupportedModel where in another."""
+def affine_settings(folder: Path) -> dict[str, Any]:
+    """How weights are quantised in MLX's affine format; empty for plain ones.
+
+    Raises UnsupportedModel where they are quantised in another way.
+    """
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UnsupportedModel("The model's config.json cannot be read") from error
-    settings = config.get("quantization")
+    settings: dict[str, Any] = config.get("quantization") or {}
     other = isinstance(settings, dict) and settings.get("mode", "affine") != "affine"
     if other or (config.get("quantization_config") and not settings):
         raise UnsupportedModel(
             "The model's weights are quantised in a way that the torch engine does not compute with",
             suggestion="Use the mlx engine, or the model's bfloat16 or float16 release.",
         )
-    return bool(settings)
+    return settings
 
 
 def _load_quantised(folder: Path, dtype: torch.dtype) -> Any:

@@ -46,7 +46,7 @@ class TorchTrainEngine:
         self._place = load.choose_placement(recipe.dtype)
         torch.manual_seed(recipe.seed)
         full = recipe.fine_tune_type == "full"
-        adapter.require_trainable(recipe, is_quantised=load.is_quantised(model_path))
+        adapter.require_trainable(recipe, is_quantised=bool(load.affine_settings(model_path)))
         # Full fine-tuning keeps float32 weights, or small updates would be rounded away.
         weights_dtype = torch.float32 if full else self._place.dtype
         self.model = load.load_model(model_path, weights_dtype, self._place.device)
