@@ -44,15 +44,7 @@ def greedy(
     """The likeliest continuation. `plain` as `is_base_model` of `build_prompt`, whose errors it
     raises. A prompt that fills the context has an empty answer."""
     ids = build_prompt(tokenizer, prompt, [], is_base_model=plain)
-    sampling = Sampling(
-        max_tokens=max_tokens,
-        temperature=0.0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        frequency_penalty=0.0,
-        presence_penalty=0.0,
-        seed=0,
-    )
+    sampling = Sampling.greedy(max_tokens)
     items = answer(engine, tokenizer, ids, sampling, stop=() if stop is None else (stop,))
     return next(item for item in items if isinstance(item, Done))
 

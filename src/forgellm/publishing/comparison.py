@@ -18,15 +18,7 @@ from forgellm.schema.generation import Sampling
 
 _PROMPTS, _PROMPT_TOKENS = 6, 64
 _SCORED_TEXTS = 6
-_SPEED_SAMPLING = Sampling(
-    max_tokens=33,
-    temperature=0.0,
-    top_p=1.0,
-    repetition_penalty=1.0,
-    frequency_penalty=0.0,
-    presence_penalty=0.0,
-    seed=0,
-)
+_SPEED_TOKENS = 33
 
 
 def general_texts() -> list[str]:
@@ -56,8 +48,8 @@ def perplexity_of(engine: GenerateEngine, tokenizer: Tokenizer) -> float:
 
 def decode_speed(engine: GenerateEngine, tokenizer: Tokenizer) -> float:
     """Tokens per second of one answer, after its first token."""
-    prompt, sampling = general_prompts(tokenizer)[0], _SPEED_SAMPLING
-    ids = engine.generate(prompt, sampling, frozenset())
+    prompt = general_prompts(tokenizer)[0]
+    ids = engine.generate(prompt, Sampling.greedy(_SPEED_TOKENS), frozenset())
     next(ids)
     started = perf_counter()
     num_tokens = sum(1 for _ in ids)

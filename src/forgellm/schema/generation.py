@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -81,6 +81,19 @@ class Sampling(Request):
         0.0, ge=-2, le=2, description="Taken off a token's logit once it was said."
     )
     seed: int | None = Field(None, ge=0, lt=2**31)
+
+    @classmethod
+    def greedy(cls, max_tokens: int) -> Self:
+        """The likeliest token each time, whatever was said before."""
+        return cls(
+            max_tokens=max_tokens,
+            temperature=0.0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            frequency_penalty=0.0,
+            presence_penalty=0.0,
+            seed=0,
+        )
 
     @field_validator("temperature")
     @classmethod
