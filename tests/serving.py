@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx2
 import uvicorn
@@ -39,3 +40,15 @@ def eventually(is_so: Callable[[], object]) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def finished_job(web: Any, job_id: str) -> dict[str, Any]:
+    """A job of the web server that `web`, a client, asks, once it is over."""
+    job: dict[str, Any] = {}
+
+    def is_over() -> bool:
+        job.update(web.get(f"/api/jobs/{job_id}").json()["job"])
+        return job["status"] not in ("queued", "running")
+
+    eventually(is_over)
+    return job

@@ -31,7 +31,7 @@ from forgellm.questions.prompts import knowing, writing
 from forgellm.schema.generation import Sampling
 from forgellm.schema.questions import QuestionsRequest
 from forgellm.web.app import create_app
-from serving import eventually, served
+from serving import finished_job, served
 from tiny_workspace import build_tiny_workspace
 
 KEY = "sk-not-to-be-seen"
@@ -295,9 +295,7 @@ def test_the_web_server_asks_the_loaded_model_as_a_job(tmp_path: Path) -> None:
             assert (refused.status_code, refused.json()["error_code"]) == (409, "MODEL_NOT_LOADED")
             server.post("/api/model/load", json={"model_name": "tiny"})
             job_id = web.post("/api/dataset/questions", json=body).json()["job_id"]
-            eventually(lambda: web.get(f"/api/jobs/{job_id}").json()["job"]["status"] != "running"
-                       and web.get(f"/api/jobs/{job_id}").json()["job"]["status"] != "queued")  # fmt: skip
-            job = web.get(f"/api/jobs/{job_id}").json()["job"]
+            job = finished_job(web, job_id)
             assert (job["status"], job["kind"]) == ("completed", "questions"), job
             assert job["result"]["asked"] == job["result"]["passages"] >= 3
             assert re.search(r"\d+ of at most \d+ asked", job["message"])

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from forgellm.guard import GuardSettings
 from forgellm.paths import Workspace
 from forgellm.web.app import create_app
-from serving import eventually
+from serving import finished_job
 from tiny_workspace import build_tiny_workspace
 
 URL = "/api/models/export"
@@ -35,13 +35,7 @@ def code(reply: Any) -> tuple[int, str]:
 
 def test_a_model_is_exported_listed_and_deleted(web: TestClient, workspace: Workspace) -> None:
     job_id = web.post(URL, json=TINY).json()["job_id"]
-    job: dict[str, Any] = {}
-
-    def is_over() -> bool:
-        job.update(web.get(f"/api/jobs/{job_id}").json()["job"])
-        return job["status"] not in ("queued", "running")
-
-    eventually(is_over)
+    job = finished_job(web, job_id)
     assert (job["status"], job["kind"], job["error"]) == ("completed", "export_model", None)
     made = job["result"]
     assert (workspace.root / made["path"] / made["file"]).is_file()

@@ -15,7 +15,7 @@ from forgellm.guard import GuardSettings
 from forgellm.paths import Workspace
 from forgellm.web.api import preparation
 from forgellm.web.app import create_app
-from serving import eventually
+from serving import eventually, finished_job
 from tiny_workspace import write_conversations, write_documents
 
 
@@ -36,14 +36,6 @@ def web(workspace: Workspace) -> Iterator[TestClient]:
         yield client
 
 
-def finished(web: TestClient, job_id: str) -> dict[str, Any]:
-    def job() -> dict[str, Any]:
-        return dict(web.get(f"/api/jobs/{job_id}").json()["job"])
-
-    eventually(lambda: job()["status"] not in ("queued", "running"))
-    return job()
-
-
 def start(web: TestClient, task: str, name: str = "notes", **body: Any) -> str:
     reply = web.post(f"/api/datasets/{name}/{task}", json=body)
     assert reply.status_code == 200, reply.text
@@ -51,7 +43,7 @@ def start(web: TestClient, task: str, name: str = "notes", **body: Any) -> str:
 
 
 def test_a_dataset_is_prepared_and_a_removal_undone(web: TestClient, workspace: Workspace) -> None:
-    job = finished(web, start(web, "prepare", similarity=1.0))
+    job = finished_job(web, start(web, "prepare", similarity=1.0))
     assert (job["kind"], job["status"], job["error"]) == ("prepare_dataset", "completed", None)
     result = job["result"]
     assert (result["name"], result["num_read"], result["num_written"]) == (
@@ -66,25 +58,25 @@ def test_a_dataset_is_prepared_and_a_removal_undone(web: TestClient, workspace: 
     assert reply["fingerprint"] == result["fingerprint"]
     assert web.get("/api/datasets/notes-prepared/preparation?offset=1").json()["removals"] == []
 
-    again = finished(web, start(web, "restore", "notes-prepared", removals=[removal["id"]]))
+    again = finished_job(web, start(web, "restore", "notes-prepared", removals=[removal["id"]]))
     assert again["result"]["num_written"] == 131
     assert (workspace.datasets / "notes-prepared" / "copy.txt").is_file()
 
 
 def test_reports_come_with_their_lists_cut_short(web: TestClient, tmp_path: Path) -> None:
     (tmp_path / "probes.json").write_text(json.dumps({"probes": []}))
-    result = finished(web, start(web, "inspect"))["result"]
+    result = finished_job(web, start(web, "inspect"))["result"]
     assert (result["items"], len(result["files"]), result["tokens_are"]) == (131, 100, "estimated")
-    assert finished(web, start(web, "stats"))["result"]["num_files"] == 132
-    assert finished(web, start(web, "dedup"))["result"]["num_exact"] == 1
-    result = finished(web, start(web, "split", against=["probes.json"]))["result"]
+    assert finished_job(web, start(web, "stats"))["result"]["num_files"] == 132
+    assert finished_job(web, start(web, "dedup"))["result"]["num_exact"] == 1
+    result = finished_job(web, start(web, "split", against=["probes.json"]))["result"]
     assert result["train"]["items"] + result["validation"]["items"] == 131
     assert set(result["overlaps"]) == {"validation", "probes.json"}
 
 
 def test_conversations_are_known_for_what_they_are(web: TestClient, workspace: Workspace) -> None:
     write_conversations(workspace, "chats", 20)
-    assert finished(web, start(web, "stats", "chats"))["result"]["kind"] == "conversations"
+    assert finished_job(web, start(web, "stats", "chats"))["result"]["kind"] == "conversations"
 
 
 def test_what_cannot_be_done_is_refused_at_once(web: TestClient) -> None:
@@ -101,7 +93,7 @@ def test_what_cannot_be_done_is_refused_at_once(web: TestClient) -> None:
         assert (reply.status_code, reply.json()["error_code"]) == (status, code), (task, reply.text)
     reply = web.get("/api/datasets/notes/preparation")
     assert (reply.status_code, reply.json()["error_code"]) == (404, "NOT_FOUND")
-    job = finished(web, start(web, "restore", removals="all"))
+    job = finished_job(web, start(web, "restore", removals="all"))
     assert (job["status"], job["error"]["error_code"]) == ("failed", "NOT_FOUND")
 
 
@@ -122,5 +114,5 @@ def test_a_running_job_is_ended_and_leaves_nothing(
 
     eventually(works)
     assert web.post(f"/api/jobs/{job_id}/cancel").status_code == 200
-    assert finished(web, job_id)["status"] == "cancelled"
+    assert finished_job(web, job_id)["status"] == "cancelled"
     assert [path.name for path in workspace.datasets.iterdir()] == ["notes"]

@@ -18,7 +18,7 @@ from forgellm.guard import GuardSettings
 from forgellm.runs.store import Run
 from forgellm.training.session import Session
 from forgellm.web.app import create_app
-from serving import eventually
+from serving import eventually, finished_job
 from tiny_workspace import build_tiny_workspace, tiny_recipe
 
 URL = "/api/training/publish_checkpoint"
@@ -70,13 +70,7 @@ def test_the_reply_comes_when_the_files_are_there(web: TestClient, run: Run) -> 
 def test_async_answers_with_a_job_that_ends_with_the_result(web: TestClient, run: Run) -> None:
     reply = web.post(URL, json={"checkpoint_path": weights(run, 4), "async": True}).json()
     assert set(reply) == {"success", "message", "job_id"}
-    job: dict[str, Any] = {}
-
-    def is_over() -> bool:
-        job.update(web.get(f"/api/jobs/{reply['job_id']}").json()["job"])
-        return job["status"] not in ("queued", "running")
-
-    eventually(is_over)
+    job = finished_job(web, reply["job_id"])
     assert (job["status"], job["progress"], job["error"]) == ("completed", 1.0, None)
     assert find_model(job["result"]["model_name"], run.workspace)
     assert [j["job_id"] for j in web.get("/api/jobs").json()["jobs"]] == [reply["job_id"]]
@@ -138,9 +132,7 @@ def test_a_failure_of_the_child_is_the_reply(run: Run, web: TestClient) -> None:
 def test_adapters_are_combined_as_a_job(run: Run, web: TestClient) -> None:
     body = {"checkpoints": [f"{run.name}@4", f"{run.name}@12"], "name": "both"}
     job_id = web.post("/api/models/combine", json=body).json()["job_id"]
-    ended = ("completed", "failed")
-    eventually(lambda: web.get(f"/api/jobs/{job_id}").json()["job"]["status"] in ended)
-    job = web.get(f"/api/jobs/{job_id}").json()["job"]
+    job = finished_job(web, job_id)
     assert (job["kind"], job["error"]) == ("combine", None)
     assert [part["weight"] for part in job["result"]["parts"]] == [0.5, 0.5]
     assert find_model(job["result"]["model_name"], run.workspace).kind == "published"

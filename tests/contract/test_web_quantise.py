@@ -13,7 +13,7 @@ from forgellm.guard import GuardSettings
 from forgellm.paths import Workspace
 from forgellm.schema.quantising import QuantisedModel
 from forgellm.web.app import create_app
-from serving import eventually
+from serving import eventually, finished_job
 from tiny_workspace import build_tiny_workspace
 
 URL = "/api/models/quantize"
@@ -34,13 +34,7 @@ def web(workspace: Workspace) -> TestClient:
 def test_a_model_is_quantised_as_a_job(web: TestClient, workspace: Workspace) -> None:
     job_id = web.post(URL, json=TINY).json()["job_id"]
     assert web.post(URL, json=TINY).json()["job_id"] == job_id  # the one that is at it already
-    job: dict[str, Any] = {}
-
-    def is_over() -> bool:
-        job.update(web.get(f"/api/jobs/{job_id}").json()["job"])
-        return job["status"] not in ("queued", "running")
-
-    eventually(is_over)
+    job = finished_job(web, job_id)
     assert (job["status"], job["kind"], job["error"]) == ("completed", "quantise", None)
     made = QuantisedModel.model_validate(job["result"])
     assert find_model(made.model_name, workspace).facts.quantization == "mlx 8-bit"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from forgellm.runs.evaluations import read_evaluations
 from forgellm.runs.store import Run
 from forgellm.training.session import Session
 from forgellm.web.app import create_app
+from serving import finished_job
 from tiny_workspace import build_tiny_workspace, tiny_recipe
 
 FILES = {"probe_files": ["dataset/p.jsonl"], "general_files": ["dataset/general.txt"]}
@@ -89,9 +89,7 @@ def test_a_job_measures_in_a_process_of_its_own(run: Run, web: TestClient) -> No
     body = {"model": run.name, "engine": "torch", "dtype": "float32", **FILES}
     reply = web.post("/api/evaluate", json=body)
     assert reply.status_code == 200
-    url = f"/api/jobs/{reply.json()['job_id']}"
-    while (job := web.get(url).json()["job"])["status"] in ("queued", "running"):
-        time.sleep(0.1)
+    job = finished_job(web, reply.json()["job_id"])
     assert job["status"] == "completed", job
     end = read_evaluations(run.folder)[-1]
     assert job["result"]["probes"][0]["right"] == end.probes[0].right
