@@ -5,14 +5,13 @@ python benchmarks/publish_memory.py
 
 from __future__ import annotations
 
+import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
+from rounds import Column, Figures, peak_bytes, print_heading, print_table, run_contender
 
 NUM_FILES = (1, 2, 4, 8)
 WIDTH, INNER, RANK = 2048, 5632, 16
@@ -22,28 +21,35 @@ _LINEAR = {
     "mlp.gate_proj": (INNER, WIDTH), "mlp.up_proj": (INNER, WIDTH), "mlp.down_proj": (WIDTH, INNER),
 }  # fmt: skip
 _LAYERS_PER_FILE = 2
-_CHILD = """
-import json, re, sys
-from pathlib import Path
-task, folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-def peak():
-    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-if task == "quantise":
-    from forgellm.engines.quantising import plan_quantising, write_quantised
-    plan = plan_quantising(folder, {}, 4, 64)
-    start = peak()
-    write_quantised(plan, folder, out, lambda done: None)
-else:
-    from forgellm.engines.registry import load_fuse_engine
-    engine = load_fuse_engine(task)
-    start = peak()
-    engine.fuse(folder, folder / "adapter" / "adapters.safetensors", out, lambda done: None)
-print(json.dumps([start, peak()]))
-"""
+COLUMNS = [
+    Column("size_gb", "model", "{:.2f} GB"),
+    Column("before_mb", "before", "{:.0f} MB"),
+    Column("peak_mb", "peak", "{:.0f} MB"),
+]
+
+
+def measure(task: str, folder: Path, out: Path) -> Figures:
+    """Quantise, or merge with the engine that `task` names, and what memory that took."""
+    if task == "quantise":
+        from forgellm.engines.quantising import plan_quantising, write_quantised
+
+        plan = plan_quantising(folder, {}, 4, 64)
+        before = peak_bytes()
+        write_quantised(plan, folder, out, lambda share: None)
+    else:
+        from forgellm.engines.registry import load_fuse_engine
+
+        engine = load_fuse_engine(task)
+        before = peak_bytes()
+        engine.fuse(folder, folder / "adapter" / "adapters.safetensors", out, lambda share: None)
+    return {"before_mb": before / 1e6, "peak_mb": peak_bytes() / 1e6}
 
 
 def build(folder: Path, num_files: int) -> int:
     """A model of `num_files` weight files with an adapter on all its matrices; its bytes."""
+    import torch
+    from safetensors.torch import save_file
+
     names = [
         f"model-{number + 1:05d}-of-{num_files:05d}.safetensors" for number in range(num_files)
     ]
@@ -69,22 +75,27 @@ def build(folder: Path, num_files: int) -> int:
 
 
 def main() -> None:
-    print("model     | task     | before  | peak")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.contender:
+        task, folder, out = args.contender
+        print(json.dumps(measure(task, Path(folder), Path(out))))
+        return
+    print_heading("Merging and quantising", ["torch", "mlx"], sys.executable)
+    found = {}
     for num_files in NUM_FILES:
         with tempfile.TemporaryDirectory() as root:
             model = Path(root) / "model"
             model.mkdir()
-            size = build(model, num_files)
+            size = {"size_gb": build(model, num_files) / 1e9}
             for task in ("quantise", "torch", "mlx"):
                 out = Path(root) / task
                 out.mkdir()
-                command = [sys.executable, "-c", _CHILD, task, str(model), str(out)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                start, peak = json.loads(done.stdout.splitlines()[-1])
                 name = task if task == "quantise" else f"merge, {task}"
-                print(
-                    f"{size / 1e9:6.2f} GB | {name:12} | {start / 1e6:5.0f} MB | {peak / 1e6:5.0f} MB"
-                )
+                figures = run_contender(["--contender", task, str(model), str(out)])
+                found[f"{name}, {num_files} files"] = [size | figures]
+    print_table("work", COLUMNS, found)
 
 
 if __name__ == "__main__":
