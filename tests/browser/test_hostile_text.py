@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from browser.conftest import Servers, Watched
+from browser.conftest import Servers, Watched, tiny
 
 # Each sets window.owned when it runs, or asks evil.test for something.
 MARKUP = [
@@ -50,6 +51,15 @@ async (selector) => {
   return [window.owned ?? null, [...document.querySelectorAll(selector + ' a')].map((link) => link.protocol)];
 }
 """
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Of their own: what is left in them would be in the other tests' way."""
+    started = Servers(tiny(tmp_path_factory.mktemp("hostile")))
+    started.train()
+    yield started
+    started.end()
 
 
 @pytest.fixture

@@ -30,8 +30,9 @@ def test_an_adapter_is_exported_from_its_checkpoint_and_deleted(
     expect(row).to_contain_text(f"{run}@12")
     row.get_by_role("button", name="Delete").click()
     press(page, "Delete for good")
-    page.wait_for_selector("text=Nothing exported yet")
-    assert servers.get("/api/models/exports")["exports"] == []
+    expect(row).to_have_count(0)
+    exports = servers.get("/api/models/exports")["exports"]
+    assert not any("adapter_model.safetensors" in export["files"] for export in exports)
 
 
 def test_a_checkpoint_is_published_and_more_is_made_of_it(tab: Watched, servers: Servers) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,20 +13,21 @@ from forgellm.paths import Workspace
 from forgellm.web.app import create_app
 from serving import PATIENCE_SECONDS, served
 
-playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_docs_show_every_route_with_its_example_and_ask_no_other_site(tmp_path: Path) -> None:
+def test_docs_show_every_route_with_its_example_and_ask_no_other_site(
+    playwright: Any, tmp_path: Path
+) -> None:
     asked: list[str] = []
     said: list[str] = []
     app = create_app(Workspace(tmp_path), GuardSettings(), "http://127.0.0.1:1")
-    with served(app) as web, playwright.sync_playwright() as start:
+    with served(app) as web:
         origin = str(web.base_url).rstrip("/")
         paths = web.get("/openapi.json").json()["paths"]
-        browser = start.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
         page.set_default_timeout(PATIENCE_SECONDS * 1000)
         page.on("request", lambda request: asked.append(request.url))

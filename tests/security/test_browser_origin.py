@@ -24,7 +24,6 @@ from security.attack import Server, fill
 from security.conftest import Servers, set_hub
 from serving import eventually, served
 
-playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -125,14 +124,13 @@ def ports(workspace: Workspace) -> Iterator[dict[str, int]]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(playwright: Any) -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     rules = "--host-resolver-rules=MAP evil.test 127.0.0.1, MAP other.test 127.0.0.1"
-    with playwright.sync_playwright() as start:
-        browser = start.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", rules])
-        yield browser
-        browser.close()
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", rules])
+    yield browser
+    browser.close()
 
 
 def page_at(browser: Any, url: str) -> Any:

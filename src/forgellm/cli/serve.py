@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SERVER_PORT = 5001
 WEB_PORT = 5002
 _SHUTDOWN_SECONDS = 3
+_ORPHAN_SECONDS = _SHUTDOWN_SECONDS + 2
 _LONGEST_PAUSE_SECONDS = 30.0
 _STEADY_SECONDS = 60.0
 
@@ -107,7 +108,7 @@ def run_start(args: argparse.Namespace) -> int:
     listener = bind(args.host, args.web_port, "--web-port")
     # Only to see whether it is free. The model server stays on this machine: other machines reach
     # it through the web server.
-    bind("localhost", args.server_port, "--server-port").close()
+    _bind_soon("localhost", args.server_port, "--server-port").close()
     command = [sys.executable, "-P", "-m", "forgellm", "server", "--parent", str(os.getpid())]
     command += ["--port", str(args.server_port)]
     command += ["--workspace", str(find_workspace(args.workspace).root)]
@@ -254,6 +255,18 @@ def _serve(
 def _exit(number: int, frame: FrameType | None) -> None:
     """SIGTERM as an exit that runs the clean-up."""
     raise SystemExit(0)
+
+
+def _bind_soon(host: str, port: int, flag: str) -> socket.socket:
+    """`bind`, with time for the model server of a killed `forgellm start` to see that and end."""
+    deadline = time.monotonic() + _ORPHAN_SECONDS
+    while True:
+        try:
+            return bind(host, port, flag)
+        except PortInUse:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _end_with(parent: int) -> None:
