@@ -30,7 +30,7 @@ from forgellm.runs.checkpoints import list_checkpoints, newest_verified
 from forgellm.runs.last_words import cause_of_death
 from forgellm.runs.lineage import waits_for, with_base_run
 from forgellm.runs.lock import LOCK_FD_VARIABLE, RunLock, holder
-from forgellm.runs.store import Run, active_run, create_run, run_folders
+from forgellm.runs.store import Run, active_run, create_run, unfinished_runs
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import ACTIVE_PHASES, RunState
 
@@ -38,6 +38,7 @@ from forgellm.schema.run import ACTIVE_PHASES, RunState
 TRAINER: tuple[str, ...] = (sys.executable, "-P", "-m", "forgellm.training")
 
 _OUT_OF_MEMORY_SCORE = "500"
+_REST_PER_WORK = 25
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +58,7 @@ def start_training(
         recipe = with_base_run(recipe, workspace, may_wait=recipe.queue)
         if recipe.queue:
             run = create_run(workspace, recipe, max_seq_length, phase="queued")
-            _start_next(workspace, command)
+            _start_next(unfinished_runs(workspace), command)
         else:
             _refuse_second(workspace)
             run = create_run(workspace, recipe, max_seq_length, phase="queued")
@@ -126,7 +127,7 @@ def queue_again(workspace: Workspace, run: Run, *, command: Sequence[str] = TRAI
             run.clear_stop_request()
             update = {"phase": "queued", "error": None, "eta_minutes": None}
             run.write_state(run.written_state().model_copy(update=update))
-        _start_next(workspace, command)
+        _start_next(unfinished_runs(workspace), command)
 
 
 def launch(run: Run, *, resume: bool = False, command: Sequence[str] = TRAINER) -> None:
@@ -201,12 +202,13 @@ class Supervisor:
     def tick(self) -> None:
         """End what does not stop, note which trainers died, start the next queued run."""
         with _start_lock(self._workspace):
-            for run in run_folders(self._workspace):
+            runs = unfinished_runs(self._workspace)
+            for run in runs:
                 if not run.is_alive():
                     _note_death(run)
                 elif enforce_stop(run):
                     _log.warning("%s did not stop within its grace period and was ended", run.name)
-            _start_next(self._workspace, self._command)
+            _start_next(runs, self._command)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
@@ -219,7 +221,9 @@ class Supervisor:
             self._thread.join()
 
     def _watch(self) -> None:
-        while not self._closing.wait(self._interval_seconds):
+        pause = self._interval_seconds
+        while not self._closing.wait(pause):
+            started = time.monotonic()
             try:
                 self.tick()
                 self._last_problem = ""
@@ -227,6 +231,9 @@ class Supervisor:
                 if str(problem) != self._last_problem:  # a full disk is reported once
                     _log.exception("The supervisor could not do its round")
                 self._last_problem = str(problem)
+            # Where there are thousands of runs to look at, less often.
+            took = time.monotonic() - started
+            pause = max(self._interval_seconds, _REST_PER_WORK * took)
 
 
 def _start_lock(workspace: Workspace) -> AbstractContextManager[None]:
@@ -264,13 +271,13 @@ def _has_checkpoint(run: Run) -> bool:
     return checkpoint is not None
 
 
-def _start_next(workspace: Workspace, command: Sequence[str]) -> None:
+def _start_next(unfinished: list[Run], command: Sequence[str]) -> None:
     """Launch the longest-waiting queued run if none is training. The start lock must be held.
 
     One that starts from a run which is not complete stays in the queue: that may be continued.
     """
     queued = []
-    for run in run_folders(workspace):
+    for run in unfinished:
         if run.is_alive():
             return
         if run.written_state().phase == "queued":

@@ -1,4 +1,7 @@
-"""Every model on this machine, listed from folder entries and small files alone."""
+"""Every model on this machine, listed from folder entries and small files alone.
+
+The small files are read again only where a folder's entries have changed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +19,9 @@ from forgellm.catalog.facts import model_type_of
 from forgellm.catalog.find import ModelKind, find_snapshot, is_hub_id
 from forgellm.catalog.safety import missing_files
 from forgellm.errors import ForgeError
+from forgellm.file_memory import Signature, is_settled, signature_of
 from forgellm.paths import Workspace, hub_cache, iso_utc
-from forgellm.schema.recipe import TRAINING_TYPES, TrainingType
+from forgellm.schema.recipe import TRAINING_TYPES
 
 
 @dataclass(frozen=True)
@@ -43,54 +48,120 @@ class ListedModel:
 
 def list_models(workspace: Workspace) -> list[ListedModel]:
     """Models that can be loaded and runs that have checkpoints, by kind, then newest first."""
-    models = [
-        *_cached(),
-        *_folders(workspace, "base"),
-        *(model for kind in TRAINING_TYPES for model in _runs(workspace, kind)),
-        *_folders(workspace, "published"),
-    ]
+    memory = _memory_of(workspace)
+    models = [model for place in _places(workspace) if (model := memory.get(*place)) is not None]
+    memory.forget_unseen()
     order: tuple[ModelKind, ...] = ("cached", "base", *TRAINING_TYPES, "published")
     models.sort(key=lambda model: model.created_at, reverse=True)
     return sorted(models, key=lambda model: order.index(model.kind))
 
 
-def _cached() -> Iterator[ListedModel]:
+def _places(workspace: Workspace) -> Iterator[tuple[ModelKind, str, str]]:
+    """Kind, name and folder of whatever may be a model."""
     for repo in _subfolders(hub_cache()):
-        name = repo.name.removeprefix("models--").replace("--", "/")
-        if not repo.name.startswith("models--") or not is_hub_id(name):
+        name = os.path.basename(repo).removeprefix("models--").replace("--", "/")
+        if not os.path.basename(repo).startswith("models--") or not is_hub_id(name):
             continue
-        snapshot = find_snapshot(name)
-        if snapshot is not None and _can_load(snapshot):
-            yield ListedModel(
-                "cached", name, None, model_type_of(snapshot), _size(snapshot), _modified(snapshot)
-            )
+        if (snapshot := find_snapshot(name)) is not None:
+            yield "cached", name, str(snapshot)
+    kinds: tuple[ModelKind, ...] = ("base", *TRAINING_TYPES, "published")
+    for kind in kinds:
+        for folder in _subfolders(workspace.models / kind):
+            yield kind, os.path.basename(folder), folder
 
 
-def _folders(workspace: Workspace, kind: Literal["base", "published"]) -> Iterator[ListedModel]:
-    for folder in _subfolders(workspace.models / kind):
-        if _can_load(folder):
-            name = f"{kind}/{folder.name}"
-            yield ListedModel(
-                kind, name, name, model_type_of(folder), _size(folder), _modified(folder)
-            )
-
-
-def _runs(workspace: Workspace, kind: TrainingType) -> Iterator[ListedModel]:
-    for folder in _subfolders(workspace.runs(kind)):
+def _describe(kind: ModelKind, name: str, path: str, size_bytes: int) -> ListedModel | None:
+    """None if there is nothing to load. A function of the folder's names and files alone."""
+    folder, shown = Path(path), f"{kind}/{name}"
+    if kind in TRAINING_TYPES:
         if any(folder.glob("*adapters.safetensors")) or any(folder.glob("*_model/config.json")):
-            path = f"{kind}/{folder.name}"
-            yield ListedModel(kind, folder.name, path, None, _size(folder), _created(folder))
+            return ListedModel(kind, name, shown, None, size_bytes, _created(folder))
+    elif _can_load(folder):
+        what, date = model_type_of(folder), _modified(folder)
+        if kind == "cached":
+            return ListedModel(kind, name, None, what, size_bytes, date)
+        return ListedModel(kind, shown, shown, what, size_bytes, date)
+    return None
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
+class _Memory:
+    """What was found of each folder, until something in it changes. For several threads."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, ListedModel | None]] = {}
+        self._seen: set[str] = set()
+
+    def get(self, kind: ModelKind, name: str, folder: str) -> ListedModel | None:
+        self._seen.add(folder)
+        try:
+            contents = _Contents(folder)
+        except OSError:  # gone in this moment
+            return None
+        known = self._known.get(folder)
+        if known is not None and known[0] == contents.fingerprint:
+            return known[1]
+        settled = is_settled(contents.newest)
+        model = _describe(kind, name, folder, contents.size_bytes)
+        if settled:
+            self._known[folder] = contents.fingerprint, model
+        return model
+
+    def forget_unseen(self) -> None:
+        for folder in self._known.keys() - self._seen:
+            self._known.pop(folder, None)
+        self._seen = set()
+
+
+@lru_cache(maxsize=8)
+def _memory_of(workspace: Workspace) -> _Memory:
+    return _Memory()
+
+
+class _Contents:
+    """All that lies below a folder, by names and dates, links to files followed.
+
+    Attributes:
+        size_bytes: of all files; a trainer may move some meanwhile.
+        newest: the signature with the latest date.
+        fingerprint: another one after a change of any file, or of the folders' lists of names.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.size_bytes = 0
+        self.newest: Signature = (0, 0, 0)
+        self._found: list[tuple[str, Signature]] = []
+        self._add("", signature_of(os.stat(folder)))
+        self._walk(folder)
+        self.fingerprint = hash(tuple(self._found))
+
+    def _walk(self, folder: str) -> None:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    seen = signature_of(entry.stat())
+                    self._add(entry.path, seen)
+                    if not entry.is_dir():
+                        self.size_bytes += seen[1]
+                    elif not entry.is_symlink():
+                        self._walk(entry.path)
+
+    def _add(self, path: str, seen: Signature) -> None:
+        self._found.append((path, seen))
+        if seen[2] > self.newest[2]:
+            self.newest = seen
+
+
+def _subfolders(folder: Path) -> list[str]:
     # Folders with a dot in front are unfinished imports; links may lead out of the workspace.
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
-    ]
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                entry.path
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+            )
+    except OSError:
+        return []
 
 
 def _can_load(folder: Path) -> bool:
@@ -98,16 +169,6 @@ def _can_load(folder: Path) -> bool:
         return not missing_files(folder) and any(folder.glob("*.safetensors"))
     except (ForgeError, OSError):
         return False
-
-
-def _size(folder: Path) -> int:
-    """Bytes below `folder`, links to files followed; a trainer may move files meanwhile."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                total += os.stat(os.path.join(parent, name)).st_size
-    return total
 
 
 def _created(run: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from forgellm.errors import CheckpointNotFound, ConfigError, RunNotFound
 from forgellm.paths import Workspace
 from forgellm.runs.checkpoints import Checkpoint, best_checkpoint, find_checkpoint, weights_sha256
-from forgellm.runs.store import Run, find_run, list_runs
+from forgellm.runs.store import Run, find_run, list_runs, unfinished_runs
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import ACTIVE_PHASES, Ancestor
 
@@ -126,7 +126,7 @@ def dependents(run: Run, iteration: int | None = None) -> list[str]:
 
 def models_in_use(workspace: Workspace) -> set[str]:
     """The models of runs that train or wait."""
-    runs = [run for run in list_runs(workspace) if _is_unfinished(run)]
+    runs = [run for run in unfinished_runs(workspace) if _is_unfinished(run)]
     return {run.record().recipe.model_name for run in runs}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 from forgellm.atomic import file_lock, overwrite_json, read_json, storage_errors, write_json
 from forgellm.errors import DiskFull, PathNotFound, RunNotFound
 from forgellm.paths import Workspace, iso_utc, run_name, utc_now
+from forgellm.runs.index import index_of
 from forgellm.runs.lock import is_locked
 from forgellm.schema.recipe import TRAINING_TYPES, Recipe, parse_recipe
 from forgellm.schema.run import ACTIVE_PHASES, Phase, RunRecord, RunState
@@ -172,9 +172,9 @@ def find_run(workspace: Workspace, name_or_id_or_path: str) -> Run:
         lives_here = folder.parent in [workspace.runs(kind).resolve() for kind in TRAINING_TYPES]
         if lives_here and (folder / "run.json").is_file():
             return open_run(workspace, folder)
-    for run, record in _records(workspace):
-        if wanted in (run.name, record.training_id):
-            return run
+    for listed in index_of(workspace).listed():
+        if wanted in (listed.folder.name, listed.training_id):
+            return Run(listed.folder, workspace)
     raise RunNotFound(
         "Run not found",
         suggestion="Give a run's name, its training_id or its folder.",
@@ -184,39 +184,40 @@ def find_run(workspace: Workspace, name_or_id_or_path: str) -> Run:
 
 def list_runs(workspace: Workspace) -> list[Run]:
     """All runs, newest first. Folders without a readable `run.json` are passed over."""
-    return [run for run, _ in _records(workspace)]
+    return [Run(listed.folder, workspace) for listed in index_of(workspace).listed()]
+
+
+def select_runs(workspace: Workspace, phase: Phase | None, training_type: str | None) -> list[Run]:
+    """Of all runs, newest first, those in that phase and of that type."""
+    index = index_of(workspace)
+    found = []
+    for listed in index.listed():
+        if training_type is not None and listed.folder.parent.name != training_type:
+            continue
+        run = Run(listed.folder, workspace)
+        if phase is not None:
+            written = index.written_phase(listed.folder)
+            # What is written down does not say whether its writer still lives.
+            if phase != (run.state().phase if written in ACTIVE_PHASES else written):
+                continue
+        found.append(run)
+    return found
 
 
 def latest_run(workspace: Workspace) -> Run | None:
-    return next(iter(list_runs(workspace)), None)
+    newest = next(iter(index_of(workspace).listed()), None)
+    return Run(newest.folder, workspace) if newest else None
 
 
 def active_run(workspace: Workspace) -> Run | None:
     """The run that is training now."""
-    return next((run for run in run_folders(workspace) if run.is_alive()), None)
+    folder = next(index_of(workspace).alive(), None)
+    return Run(folder, workspace) if folder else None
 
 
-def run_folders(workspace: Workspace) -> Iterator[Run]:
-    """Every run, in no order, without reading what is in it."""
-    for kind in TRAINING_TYPES:
-        try:
-            entries = sorted(os.listdir(workspace.runs(kind)))
-        except OSError:
-            continue
-        for name in entries:
-            folder = workspace.runs(kind) / name
-            if (folder / "run.json").is_file():
-                yield Run(folder, workspace)
-
-
-def _records(workspace: Workspace) -> list[tuple[Run, RunRecord]]:
-    found = []
-    for run in run_folders(workspace):
-        try:
-            found.append((run, run.record()))
-        except RunNotFound:
-            continue
-    return sorted(found, key=lambda pair: (pair[1].created_at, pair[0].name), reverse=True)
+def unfinished_runs(workspace: Workspace) -> list[Run]:
+    """The runs that train, wait in the queue, or were left in the middle, in no order."""
+    return [Run(folder, workspace) for folder in index_of(workspace).unfinished()]
 
 
 def _make_folder(runs: Path, name: str) -> Path:

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from forgellm.errors import Conflict, RunNotFound
 from forgellm.paths import Workspace
 from forgellm.runs.lineage import waits_for
-from forgellm.runs.store import Run, active_run, find_run, list_runs
+from forgellm.runs.store import Run, active_run, find_run, unfinished_runs
 from forgellm.schema.manage import QueueItem, QueueReply, RunChangedReply
 from forgellm.supervisor import stop_training
 from forgellm.web.api.runs import RunName
@@ -20,7 +20,7 @@ def make_router(workspace: Workspace) -> APIRouter:
     @router.get("")
     def queue() -> QueueReply:
         """Queued runs in the order in which they will train."""
-        waiting = [item for run in list_runs(workspace) if (item := _waiting(run))]
+        waiting = [item for run in unfinished_runs(workspace) if (item := _waiting(run))]
         waiting.sort(key=lambda item: (item.created_at, item.name))  # as the supervisor takes them
         for position, item in enumerate(waiting, 1):
             item.position = position

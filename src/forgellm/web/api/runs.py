@@ -12,7 +12,7 @@ from forgellm.runs.evaluations import read_evaluations, read_samples
 from forgellm.runs.log_tail import tail_log
 from forgellm.runs.manage import clone_recipe, remove_checkpoint, rename_run
 from forgellm.runs.metrics import offset_before, read_lines
-from forgellm.runs.store import Run, find_run, list_runs
+from forgellm.runs.store import Run, find_run, select_runs
 from forgellm.runs.trash import trash_run
 from forgellm.schema.figures import EvaluationsReply, LogLine, LogReply, MetricsReply
 from forgellm.schema.manage import (
@@ -52,7 +52,7 @@ def _add_reading(router: APIRouter, workspace: Workspace) -> None:
         offset: Annotated[int, Query(ge=0, le=_MAX_NUMBER)] = 0,
     ) -> RunsReply:
         """All runs, newest first."""
-        found = [run for run in list_runs(workspace) if _matches(run, phase, training_type)]
+        found = select_runs(workspace, phase, training_type)
         page = run_items(found[offset : offset + limit])
         return RunsReply(runs=page, total=len(found))
 
@@ -121,12 +121,6 @@ def _add_changing(router: APIRouter, workspace: Workspace) -> None:
         """Move a run to the trash."""
         name_in_trash = trash_run(find_run(workspace, name))
         return TrashedReply(message="Run moved to the trash", name=name_in_trash)
-
-
-def _matches(run: Run, phase: str | None, training_type: str | None) -> bool:
-    if training_type is not None and run.folder.parent.name != training_type:
-        return False
-    return phase is None or run.state().phase == phase
 
 
 def _read_metrics(run: Run, offset: int, since_seq: int) -> MetricsReply:
