@@ -499,10 +499,10 @@ def test_client_that_does_not_read_costs_little_and_then_gets_the_newest(
     padding = "x" * 20_000
     most = 0
     for number in range(1000):
-        server.do(server.outbox.offer(sid, "update", {"n": number, "pad": padding}, "update"))
+        server.do(server.outbox.offer([sid], "update", {"n": number, "pad": padding}, "update"))
         most = max(most, server.queued())
         if number == 900:
-            server.do(server.outbox.offer(sid, "end", {}, "end"))
+            server.do(server.outbox.offer([sid], "end", {}, "end"))
     assert 1 < most <= MAX_QUEUED_PACKETS
     read: list[Any] = []
     while not (read and read[-1] == 999):
@@ -522,7 +522,7 @@ def test_client_with_far_too_much_waiting_is_disconnected(sockets: tuple[Sockets
     (sid,) = server.outbox.clients
     padding = "x" * 20_000
     for number in range(2 * MAX_PENDING_EVENTS):
-        server.do(server.outbox.offer(sid, "job", {"n": number, "pad": padding}, number))
+        server.do(server.outbox.offer([sid], "job", {"n": number, "pad": padding}, number))
     server.do(server.outbox.part_with_stuck())
     assert server.outbox.clients == []
     assert server.do(_queued_of_all(server)) <= 1  # only the mark that ends the writer

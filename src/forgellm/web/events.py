@@ -28,7 +28,7 @@ from forgellm.web.api.model_proxy import ModelServer
 from forgellm.web.outbox import Outbox
 from forgellm.web.run_followers import RunFollowers
 
-_TICK_SECONDS = 0.2
+_TICK_SECONDS = 0.1
 _MODEL_SECONDS = 1.0
 _MAX_MESSAGE_BYTES = 1 << 16
 _log = logging.getLogger(__name__)
@@ -127,8 +127,8 @@ class LiveEvents:
         with self._jobs_lock:
             jobs, self._jobs = self._jobs, {}
         for job_id, job in jobs.items():
-            for sid in self._outbox.clients:
-                await self._outbox.offer(sid, "job_update", job, ("job_update", job_id))
+            clients = self._outbox.clients
+            await self._outbox.offer(clients, "job_update", job, ("job_update", job_id))
         await self._outbox.part_with_stuck()
 
     async def _watch_model(self) -> None:
@@ -138,10 +138,9 @@ class LiveEvents:
         status = await self._model_server.status()
         update = ModelUpdate.model_validate({**(status or {}), "running": status is not None})
         news = update.model_dump(mode="json")
-        for sid in self._outbox.clients:
-            if self._model_told.get(sid) != news:
-                self._model_told[sid] = news
-                await self._outbox.offer(sid, update.name, news, update.name)
+        behind = [sid for sid in self._outbox.clients if self._model_told.get(sid) != news]
+        self._model_told |= dict.fromkeys(behind, news)
+        await self._outbox.offer(behind, update.name, news, update.name)
 
 
 class _HandshakeCheck:

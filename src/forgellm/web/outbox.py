@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import socketio
@@ -43,16 +43,26 @@ class Outbox:
     def close(self, sid: str) -> None:
         self._pending.pop(sid, None)
 
-    async def offer(self, sid: str, event: str, data: Any, key: Hashable) -> None:
-        """Send at once if the client keeps up, else later; a newer offer of `key` replaces it."""
-        pending = self._pending.get(sid)
-        if pending is None:
-            return
-        pending.pop(key, None)  # the newer one goes to the end, so that order is kept
-        pending[key] = (event, data)
-        await self._send_what_fits(sid, pending)
-        if pending:
-            self._is_waiting.set()
+    async def offer(self, sids: Iterable[str], event: str, data: Any, key: Hashable) -> None:
+        """Send at once to the clients that keep up, else later; a newer offer of `key` replaces it.
+
+        What goes to many at once is made into a packet once.
+        """
+        at_once = []
+        for sid in sids:
+            pending = self._pending.get(sid)
+            if pending is None:
+                continue
+            if not pending and self.num_unread(sid) < MAX_QUEUED_PACKETS:
+                at_once.append(sid)
+                continue
+            pending.pop(key, None)  # the newer one goes to the end, so that order is kept
+            pending[key] = (event, data)
+            await self._send_what_fits(sid, pending)
+            if pending:
+                self._is_waiting.set()
+        if at_once:
+            await self._server.emit(event, data, to=at_once)
 
     async def run(self) -> None:
         """Send what waits as its clients read; part with those that never do."""

@@ -13,7 +13,7 @@ from forgellm.web.outbox import Outbox
 from forgellm.web.run_feed import RunFeed
 
 _MAX_RUNS_PER_CLIENT = 16
-_TICKS_PER_LOOK_AROUND = 5
+_TICKS_PER_LOOK_AROUND = 10
 
 
 class RunFollowers:
@@ -95,8 +95,7 @@ class RunFollowers:
         """`replaces`: it may take the place of an earlier one that still waits."""
         data = event.model_dump(mode="json")
         key = (event.name, event.training_id, None if replaces else event.seq)
-        for sid in sids:
-            await self._outbox.offer(sid, event.name, data, key)
+        await self._outbox.offer(sids, event.name, data, key)
 
     def _followers(self, training_id: str) -> list[str]:
         undecided = self._undecided if training_id == self._current else set()
