@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import gc
 import logging
 import os
 import secrets
@@ -197,11 +198,14 @@ def _serve_web(
     model_server_url: str,
     before_stop: Callable[[], None],
 ) -> None:
+    gc.disable()  # what is imported stays: looking for garbage in it takes a tenth of the start
     from forgellm.web.app import create_app
 
     workspace = find_workspace(args.workspace)
     settings = _guard_settings(args)
     app = create_app(workspace, settings, model_server_url)
+    gc.freeze()
+    gc.enable()
     _serve(app, listener, "ForgeLLM", settings, debug=args.debug, before_stop=before_stop)
     from forgellm.runs.store import active_run
 
@@ -243,6 +247,8 @@ def _serve(
         access_log=debug,
         server_header=False,
         proxy_headers=False,
+        # On one machine packing costs more than it saves, for every viewer again.
+        ws_per_message_deflate=False,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
     signal.signal(signal.SIGTERM, _exit)

@@ -22,8 +22,11 @@ class LineFile:
             if (end := _end_of_lines(self._fd, size)) < size:
                 os.ftruncate(self._fd, end)
 
-    def append(self, line: bytes) -> None:
-        """`line` without its end. Raises DiskFull; the file then ends with the last whole line."""
+    def append(self, line: bytes) -> int:
+        """Write `line`, given without its end; where it ends in the file, in bytes.
+
+        Raises DiskFull; the file then ends with the last whole line.
+        """
         text = line + b"\n"
         with storage_errors(self._name):
             start = os.fstat(self._fd).st_size
@@ -34,6 +37,7 @@ class LineFile:
             except OSError:
                 os.ftruncate(self._fd, start)
                 raise
+        return start + len(text)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from forgellm.paths import iso_utc
 from forgellm.runs.line_file import LineFile
+from forgellm.runs.metrics_index import METRICS_NAME, IndexWriter
 from forgellm.schema.run import MetricsLine
 
-METRICS_NAME = "metrics.jsonl"
 _TAIL_BYTES = 1 << 16
 _LONGER_THAN_LINES = 1 << 12
 
@@ -29,6 +29,7 @@ class MetricsWriter:
         """Opens or creates the log and cuts a torn last line off. Raises DiskFull."""
         self._file = LineFile(folder / METRICS_NAME)
         self._seq = _last_seq(folder)
+        self._index = IndexWriter(folder)
 
     def append(self, **figures: float | int | None) -> MetricsLine:
         """Write one line and return it. NaN and infinity become None, with `non_finite` true.
@@ -44,12 +45,14 @@ class MetricsWriter:
                 "timestamp": iso_utc(),
             }
         )
-        self._file.append(line.model_dump_json().encode())
+        end = self._file.append(line.model_dump_json().encode())
+        self._index.append(line, end)
         self._seq = line.seq
         return line
 
     def close(self) -> None:
         self._file.close()
+        self._index.close()
 
     def __enter__(self) -> MetricsWriter:
         return self

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import Any
 
 from fastapi import FastAPI
@@ -46,7 +48,7 @@ from forgellm.web.api import (
     trash,
     uploads,
 )
-from forgellm.web.events import LiveEvents
+from forgellm.web.events_on_demand import EventsOnDemand
 from forgellm.web.jobs import JobRunner
 from forgellm.web.run_status import RunStatus
 
@@ -67,12 +69,14 @@ _OF_THE_WORKSPACE = (
 )
 _WITH_JOBS = (publishing, combine, quantise, preparation, evaluate, hub, demo)
 
+_QUIET_SECONDS = 1.0
+
 
 def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: str) -> ASGIApp:
     """While it runs it also looks after the workspace's trainers; these outlive it."""
     model_server = model_proxy.ModelServer(model_server_url)
     run_status = RunStatus(workspace)
-    events = LiveEvents(workspace, settings, model_server)
+    events = EventsOnDemand(workspace, settings, model_server)
     job_runner = JobRunner()
     job_runner.listeners.append(events.emit_job)
 
@@ -80,8 +84,12 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         supervisor = Supervisor(workspace)
         supervisor.start()
-        events.start()
+        # What the first curve needs is imported while nobody waits for it.
+        warm_up = threading.Timer(_QUIET_SECONDS, import_module, ["forgellm.runs.curve_figures"])
+        warm_up.daemon = True
+        warm_up.start()
         yield
+        warm_up.cancel()
         job_runner.close()
         await events.close()
         await asyncio.to_thread(supervisor.close)
@@ -110,7 +118,7 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
     app.include_router(model_proxy.make_router(model_server))
     app.include_router(recipes.make_router())
     app.include_router(pages.make_router())
-    app.mount("/socket.io", events.app)
+    app.mount("/socket.io", events)
     app.mount("/static", GZipMiddleware(_UncachedFiles(directory=pages.STATIC)))
 
     @app.get("/docs", include_in_schema=False)

@@ -2,49 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from forgellm.runs.metrics import downsample
 from forgellm.runs.store import Run
-from forgellm.schema.figures import ComparedRun, CompareReply, Curve
-from forgellm.schema.run import MetricsLine
-from forgellm.web.run_figures import curve_of, summed_up
+from forgellm.schema.figures import ComparedRun, CompareReply
+from forgellm.schema.figures import Curve as CurveReply
+from forgellm.web.run_figures import summed_up
+
+if TYPE_CHECKING:
+    from forgellm.runs.curve import Curve
 
 _MAX_POINTS = 2000
 
 
 def compare(runs: list[Run]) -> CompareReply:
     """At most 2,000 iterations; each is one that some run has figures of."""
-    lines = [curve_of(run) for run in runs]
-    kept = [downsample(curve, _MAX_POINTS // len(runs)) for curve in lines]
-    iterations = sorted({line.iteration for curve in kept for line in curve})
+    # Not at the top: it brings numpy, which a server without runs does without.
+    from forgellm.runs.curve import downsample, effective, read_curve
+
+    curves = [effective(read_curve(run.folder)) for run in runs]
+    kept = [curve.select(downsample(curve, _MAX_POINTS // len(runs))) for curve in curves]
+    iterations = sorted({number for curve in kept for number in curve.column("iteration").tolist()})
     return CompareReply(
         iterations=iterations,
-        runs=[_compared(run, curve, iterations) for run, curve in zip(runs, lines, strict=True)],
+        runs=[_compared(run, curve, iterations) for run, curve in zip(runs, curves, strict=True)],
         differences=_differences(
             [run.record().recipe.without_secrets().model_dump() for run in runs]
         ),
     )
 
 
-def _compared(run: Run, lines: list[MetricsLine], iterations: list[int]) -> ComparedRun:
+def _compared(run: Run, curve: Curve, iterations: list[int]) -> ComparedRun:
     return ComparedRun(
         name=run.name,
         training_id=run.record().training_id,
         phase=run.state().phase,
         performance=summed_up(run)[1],
-        curve=Curve(
-            training_loss=_at(iterations, lines, "training_loss"),
-            validation_loss=_at(iterations, lines, "validation_loss"),
+        curve=CurveReply(
+            training_loss=_at(iterations, curve, "training_loss"),
+            validation_loss=_at(iterations, curve, "validation_loss"),
         ),
     )
 
 
-def _at(iterations: list[int], lines: list[MetricsLine], figure: str) -> list[float | None]:
-    values = {
-        line.iteration: value for line in lines if (value := getattr(line, figure)) is not None
-    }
-    return [values.get(iteration) for iteration in iterations]
+def _at(iterations: list[int], curve: Curve, figure: str) -> list[float | None]:
+    values = curve.column(figure)
+    known = values == values
+    values, places = values[known], curve.column("iteration")[known]  # in rising order
+    after = places.searchsorted(iterations, "right")
+    return [
+        float(values[end - 1]) if end and places[end - 1] == iteration else None
+        for end, iteration in zip(after.tolist(), iterations, strict=True)
+    ]
 
 
 def _differences(recipes: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -10,7 +10,8 @@ from forgellm.errors import TrainingFailed
 from forgellm.paths import iso_utc
 from forgellm.runs.checkpoints import best_iterations, list_checkpoints
 from forgellm.runs.evaluations import EVALUATIONS_NAME, read_evaluations
-from forgellm.runs.metrics import METRICS_NAME, downsample, read_lines
+from forgellm.runs.metrics import downsample, offset_before, read_lines
+from forgellm.runs.metrics_index import METRICS_NAME
 from forgellm.runs.store import Run
 from forgellm.runs.summary import progress_percentage
 from forgellm.schema.events import (
@@ -41,8 +42,8 @@ class RunFeed:
         """Raises RunNotFound."""
         self._run = run
         self._record = run.record()
-        self._figures = RunFigures()
-        self._offset = self._seq = self._iteration = 0
+        self._figures, self._offset = RunFigures.near_end(run.folder)
+        self._seq = self._iteration = 0
         self._seen: tuple[object, ...] = ()
         self._shown: tuple[object, ...] = ()
         self._has_ended = False
@@ -71,10 +72,12 @@ class RunFeed:
     def missed(self, since_seq: int) -> list[RunEvent]:
         """The updates after `since_seq` and before `latest`; many are thinned to `MAX_BACKFILL`."""
         until = self.latest.seq - isinstance(self.latest, TrainingUpdate)
-        lines, _ = read_lines(self._run.folder)
+        start = offset_before(self._run.folder, since_seq)
+        figures, offset = RunFigures.until(self._run.folder, start)
+        lines, _ = read_lines(self._run.folder, offset)
         new = [line for line in lines if since_seq < line.seq <= until]
         chosen = {line.seq for line in downsample(new, MAX_BACKFILL)}
-        figures, state = RunFigures(), self._run.state()
+        state = self._run.state()
         events: list[RunEvent] = []
         for line in lines:
             figures.add(line)

@@ -13,19 +13,13 @@ from forgellm.errors import RunNotFound
 from forgellm.paths import Workspace
 from forgellm.runs.checkpoints import NUM_BEST, Checkpoint, list_checkpoints, rank
 from forgellm.runs.evaluations import general_loss, probe_accuracy, read_evaluations
-from forgellm.runs.metrics import METRICS_NAME, downsample, effective, read_lines
+from forgellm.runs.metrics_index import METRICS_NAME
 from forgellm.runs.store import Run, active_run, find_run, latest_run
-from forgellm.runs.summary import (
-    average_tokens_per_second,
-    generalisation_gap,
-    peak_memory_gb,
-    progress_percentage,
-    training_stability,
-)
+from forgellm.runs.summary import progress_percentage
 from forgellm.schema.evaluation import EvaluationLine
 from forgellm.schema.figures import CheckpointItem, Performance
 from forgellm.schema.manage import RunChangedReply, RunItem, RunReply
-from forgellm.schema.run import ACTIVE_PHASES, MetricsLine, RunState
+from forgellm.schema.run import ACTIVE_PHASES, MetricsLine
 
 MB = 1_000_000
 RankBy = Literal["validation_loss", "probes", "general"]
@@ -45,11 +39,6 @@ def chosen_run(workspace: Workspace, training_dir: str | None) -> Run | None:
     if training_dir is not None:
         return find_run(workspace, training_dir)
     return active_run(workspace) or latest_run(workspace)
-
-
-def curve_of(run: Run) -> list[MetricsLine]:
-    """The run's metrics, without what a resume has done again."""
-    return effective(read_lines(run.folder)[0])
 
 
 def checkpoint_items(run: Run, rank_by: RankBy = "validation_loss") -> list[CheckpointItem]:
@@ -82,23 +71,6 @@ def _order(line: EvaluationLine | None, rank_by: RankBy) -> float:
     return math.inf if loss is None else loss
 
 
-def performance_of(lines: list[MetricsLine], state: RunState) -> Performance:
-    validated = [(x.validation_loss, x.iteration) for x in lines if x.validation_loss is not None]
-    best_loss, best_iteration = min(validated, default=(None, None))
-    losses = [line.training_loss for line in lines]
-    return Performance(
-        avg_tokens_per_second=average_tokens_per_second(lines),
-        peak_memory_gb=peak_memory_gb(lines),
-        training_stability=training_stability(losses),
-        final_loss=next((loss for loss in reversed(losses) if loss is not None), None),
-        best_validation_loss=best_loss,
-        best_iteration=best_iteration,
-        generalisation_gap=generalisation_gap(lines),
-        trained_tokens=lines[-1].trained_tokens if lines else None,
-        training_minutes=state.training_seconds / 60 if lines else None,
-    )
-
-
 def summed_up(run: Run) -> tuple[list[MetricsLine], Performance]:
     """At most 2,000 points of the run's curve, and its figures. Remembered until the run goes on."""
     try:
@@ -113,8 +85,13 @@ def summed_up(run: Run) -> tuple[list[MetricsLine], Performance]:
 def _summed_up(
     run: Run, log: tuple[int, int, int], training_seconds: float
 ) -> tuple[list[MetricsLine], Performance]:
-    lines = curve_of(run)
-    return downsample(lines), performance_of(lines, RunState(training_seconds=training_seconds))
+    # Not at the top: it brings numpy, which a server without runs does without.
+    from forgellm.runs.curve import drawn
+    from forgellm.runs.curve_figures import summary_of
+
+    points, curve = drawn(run.folder)
+    minutes = training_seconds / 60 if len(curve) else None
+    return points, Performance(**summary_of(curve), training_minutes=minutes)
 
 
 def run_item(run: Run) -> RunItem:

@@ -10,6 +10,7 @@ from typing import Any
 from forgellm.errors import RunNotFound
 from forgellm.paths import Workspace
 from forgellm.runs.metrics import read_lines
+from forgellm.runs.metrics_index import METRICS_NAME
 from forgellm.runs.store import Run, active_run, latest_run
 from forgellm.runs.summary import progress_percentage
 from forgellm.schema.run import MetricsLine, RunState
@@ -21,6 +22,10 @@ FIGURES = (
     "tokens_per_second",
     "memory_usage_gb",
 )
+
+# A shorter log is read as a whole.
+_LONG_BYTES = 1 << 20
+_TAIL_BYTES = 1 << 16
 
 
 @dataclass
@@ -36,6 +41,25 @@ class RunFigures:
             value = getattr(line, name)
             if value is not None or (is_report and name == "training_loss"):
                 self.values[name] = value
+
+    @classmethod
+    def until(cls, folder: Path, offset: int) -> tuple[RunFigures, int]:
+        """Those of all lines before a byte `offset` of the log, and where to read on."""
+        if offset < _LONG_BYTES:
+            return cls(), 0
+        from forgellm.runs.curve import figures_before
+
+        found, end = figures_before(folder, offset)
+        return cls(dict.fromkeys(FIGURES) | found), end
+
+    @classmethod
+    def near_end(cls, folder: Path) -> tuple[RunFigures, int]:
+        """As `until` somewhat before the end of the log, so that its last lines are left to read."""
+        try:
+            size = (folder / METRICS_NAME).stat().st_size
+        except OSError:
+            size = 0
+        return cls.until(folder, size - _TAIL_BYTES)
 
 
 class RunStatus:
@@ -80,7 +104,8 @@ class RunStatus:
     def _read_figures(self, folder: Path) -> dict[str, float | None]:
         with self._lock:
             if self._folder != folder:
-                self._folder, self._offset, self._figures = folder, 0, RunFigures()
+                self._figures, self._offset = RunFigures.near_end(folder)
+                self._folder = folder
             lines, self._offset = read_lines(folder, self._offset)
             for line in lines:
                 self._figures.add(line)

@@ -14,13 +14,12 @@ from forgellm.hardware import GB
 from forgellm.paths import Workspace
 from forgellm.runs.lineage import with_base_run
 from forgellm.runs.store import list_runs
-from forgellm.runs.summary import average_tokens_per_second
 from forgellm.schema.figures import DiskItem, EstimateReply, MemoryItem, TimeItem
 from forgellm.schema.recipe import Recipe, parse_recipe
 from forgellm.training.estimate import checkpoint_bytes, estimate_memory, resolve_seq_length
 from forgellm.training.plan import compute_dtype, num_checkpoints, plan_run
 from forgellm.training.schedule import learning_rate
-from forgellm.web.run_figures import curve_of
+from forgellm.web.run_figures import summed_up
 
 _RECIPE_BODY = {
     "requestBody": {"content": {"application/json": {"schema": Recipe.model_json_schema()}}}
@@ -91,7 +90,7 @@ def _time(recipe: Recipe, workspace: Workspace, total_tokens: int) -> TimeItem:
             likeness = sum(former[name] == wanted[name] for name in _DECIDES_SPEED)
             candidates.append((likeness, run))
     for _, run in sorted(candidates, key=lambda pair: -pair[0]):
-        speed = average_tokens_per_second(curve_of(run))
+        speed = summed_up(run)[1].avg_tokens_per_second
         if speed:
             minutes = round(total_tokens / speed / 60, 2)
             return TimeItem(minutes=minutes, tokens_per_second=round(speed, 1), based_on=run.name)
