@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from forgellm.schema.figures import CheckpointItem, Performance
-from forgellm.schema.recipe import Recipe, TrainingType
+from forgellm.schema.recipe import Recipe, TrainingType, recipe_schema
 from forgellm.schema.reply import Item, Reply
 from forgellm.schema.request import Request
 from forgellm.schema.run import Ancestor, Phase, RunRecord, RunState
@@ -20,7 +20,7 @@ class CloneRequest(Request):
         default_factory=dict,
         examples=[{"max_iterations": 800}],
         json_schema_extra={
-            "properties": Recipe.model_json_schema()["properties"],
+            "properties": recipe_schema()["properties"],
             "additionalProperties": False,
         },
     )

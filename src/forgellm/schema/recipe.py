@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Set
+from functools import cache
 from itertools import islice
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -295,6 +296,12 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
         """As replies show it: of a webhook's address only the scheme and the host."""
         host = re.match(_SCHEME_AND_HOST, self.webhook_url or "")
         return self.model_copy(update={"webhook_url": host[0] if host else None})
+
+
+@cache
+def recipe_schema() -> dict[str, Any]:
+    """Of a recipe, in JSON Schema. One object for all who ask: not to be changed."""
+    return Recipe.model_json_schema()
 
 
 def _require_columns(named: Set[str], learns_preferences: bool) -> None:

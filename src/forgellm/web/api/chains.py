@@ -19,14 +19,14 @@ from forgellm.schema.chain import (
     StageItem,
     parse_stages,
 )
-from forgellm.schema.recipe import Recipe
+from forgellm.schema.recipe import recipe_schema
 from forgellm.schema.run import ACTIVE_PHASES, Phase
 from forgellm.supervisor import queue_again, start_training
 from forgellm.training.plan import plan_chain
 
 ChainName = Annotated[str, Path(min_length=1, max_length=100, description="A chain's name.")]
 _SCHEMA = ChainRequest.model_json_schema()
-_SCHEMA["properties"] |= Recipe.model_json_schema()["properties"]
+_SCHEMA["properties"] |= recipe_schema()["properties"]
 _SCHEMA["additionalProperties"] = False
 _BODY = {"requestBody": {"content": {"application/json": {"schema": _SCHEMA}}}}
 

@@ -15,15 +15,13 @@ from forgellm.paths import Workspace
 from forgellm.runs.lineage import with_base_run
 from forgellm.runs.store import list_runs
 from forgellm.schema.figures import DiskItem, EstimateReply, MemoryItem, TimeItem
-from forgellm.schema.recipe import Recipe, parse_recipe
+from forgellm.schema.recipe import Recipe, parse_recipe, recipe_schema
 from forgellm.training.estimate import checkpoint_bytes, estimate_memory, resolve_seq_length
 from forgellm.training.plan import compute_dtype, num_checkpoints, plan_run
 from forgellm.training.schedule import learning_rate
 from forgellm.web.run_figures import summed_up
 
-_RECIPE_BODY = {
-    "requestBody": {"content": {"application/json": {"schema": Recipe.model_json_schema()}}}
-}
+_RECIPE_BODY = {"requestBody": {"content": {"application/json": {"schema": recipe_schema()}}}}
 _DECIDES_SPEED = ("batch_size", "max_seq_length", "fine_tune_type", "grad_checkpoint", "lora_rank")
 
 

@@ -54,6 +54,8 @@ class ModelServer:
             timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
             limits=httpx2.Limits(max_connections=None),
             trust_env=False,  # a proxy for the internet has no business between the two
+            # Without TLS there is no certificate, and reading those of the system takes a while.
+            verify=self._url.startswith("https:"),
         )
 
     async def is_running(self) -> bool:

@@ -10,8 +10,6 @@ from forgellm.data.datasets import find_dataset
 from forgellm.envelope import JsonRoute
 from forgellm.errors import ModelNotLoaded, ModelServerUnavailable
 from forgellm.paths import Workspace
-from forgellm.questions.asker import EndpointAsker
-from forgellm.questions.make import make_questions
 from forgellm.schema.publishing import JobStarted
 from forgellm.schema.questions import QuestionsRequest
 from forgellm.web.jobs import Job, JobRunner
@@ -25,6 +23,10 @@ def make_router(workspace: Workspace, jobs: JobRunner, model_server_url: str) ->
     @router.post("/questions")
     def questions(body: QuestionsRequest) -> JobStarted:
         """Make a dataset of questions and answers, as a job; asked for again, it goes on."""
+        # Not at the top: the web server should be up before it is needed.
+        from forgellm.questions.asker import EndpointAsker
+        from forgellm.questions.make import make_questions
+
         find_dataset(workspace, body.dataset)
         model = _loaded_model(model_server_url)
 

@@ -11,7 +11,7 @@ from forgellm.envelope import JsonRoute
 from forgellm.errors import InvalidRequest
 from forgellm.paths import Workspace
 from forgellm.runs.store import Run, find_run
-from forgellm.schema.recipe import Recipe, parse_recipe
+from forgellm.schema.recipe import parse_recipe, recipe_schema
 from forgellm.schema.run import ResumeRequest
 from forgellm.schema.training import StatusReply, TrainingReply, TrainingStartedReply
 from forgellm.supervisor import resume_training, start_training, stop_training
@@ -19,9 +19,7 @@ from forgellm.training.plan import plan_run
 from forgellm.web.run_status import RunStatus
 
 STOP_WAIT_SECONDS = 10.0
-_RECIPE_BODY = {
-    "requestBody": {"content": {"application/json": {"schema": Recipe.model_json_schema()}}}
-}
+_RECIPE_BODY = {"requestBody": {"content": {"application/json": {"schema": recipe_schema()}}}}
 
 
 def make_router(workspace: Workspace, run_status: RunStatus) -> APIRouter:
