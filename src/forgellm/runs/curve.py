@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from forgellm.runs.metrics_index import (
     FIGURES,
@@ -30,7 +30,8 @@ from forgellm.runs.metrics_index import (
 from forgellm.schema.run import MetricsLine
 
 _RECORD = np.dtype([(name, "<i8") for name in INTEGERS] + [(name, "<f8") for name in FIGURES])
-_PIECE_LINES = 1 << 15
+_LINES = TypeAdapter(list[MetricsLine])
+_PIECE_LINES = 1 << 13
 _NEVER = np.iinfo(np.int64).max
 Numbers = NDArray[np.float64]
 Places = NDArray[np.intp]
@@ -88,21 +89,23 @@ class Curve:
 
     def lines(self) -> list[MetricsLine]:
         """As the log itself has them. Raises IndexIsWrong, OSError."""
-        rows = range(len(self)) if self._rows is None else self._rows.tolist()
-        found = []
+        rows = np.arange(len(self)) if self._rows is None else self._rows
+        ends = self._records["end"]
+        starts = np.where(rows == 0, 0, ends[rows - 1]) if len(rows) else rows
+        chosen = self._records[rows]
         with open(self.folder / METRICS_NAME, "rb") as log:
-            for row in rows:
-                end = int(self._records[row]["end"])
-                start = int(self._records[row - 1]["end"]) if row else 0
-                text = os.pread(log.fileno(), end - start, start)
-                try:
-                    line = MetricsLine.model_validate_json(text[:-1].rpartition(b"\n")[2])
-                except ValidationError:
-                    raise IndexIsWrong from None
-                if pack(line, end) != self._records[row].tobytes():
-                    raise IndexIsWrong
-                found.append(line)
-        return found
+            texts = [
+                os.pread(log.fileno(), end - start, start)[:-1].rpartition(b"\n")[2]
+                for start, end in zip(starts.tolist(), ends[rows].tolist(), strict=True)
+            ]
+        try:
+            lines = _LINES.validate_json(b"[" + b",".join(texts) + b"]")
+            packed = map(pack, lines, ends[rows].tolist())
+        except ValidationError:
+            raise IndexIsWrong from None
+        if len(lines) != len(rows) or b"".join(packed) != chosen.tobytes():
+            raise IndexIsWrong
+        return lines
 
 
 def read_curve(folder: Path, *, trust_index: bool = True) -> Curve:
@@ -160,11 +163,11 @@ def effective(curve: Curve) -> Curve:
 
 def _rises(curve: Curve) -> bool:
     """Whether each line is of a later iteration than the one before: mostly nothing is done again."""
-    before = np.array([-1])
+    before = -1
     for (piece,) in curve.pieces("iteration"):
-        if not (piece > np.append(before, piece[:-1])).all():
+        if piece[0] <= before or not (piece[1:] > piece[:-1]).all():
             return False
-        before = piece[-1:]
+        before = piece[-1]
     return True
 
 
@@ -192,10 +195,13 @@ def downsample(curve: Curve, max_points: int = 2000) -> Places:
 
 
 def _extremes(losses: Numbers, first: int) -> set[int]:
-    known = np.flatnonzero(~np.isnan(losses))
-    if not len(known):
-        return {first} if len(losses) else set()
-    values = losses[known]
+    if not len(losses):
+        return set()
+    lowest = int(losses.argmin())  # or a NaN
+    if np.isnan(losses[lowest]):
+        known = np.flatnonzero(~np.isnan(losses))
+        if not len(known):
+            return {first}
+        return {first + int(known[place]) for place in _extremes(losses[known], 0)}
     # Of equals the first of the lowest and the last of the highest, as for a list of lines.
-    highest = len(values) - 1 - int(values[::-1].argmax())
-    return {first + int(known[values.argmin()]), first + int(known[highest])}
+    return {first + lowest, first + len(losses) - 1 - int(losses[::-1].argmax())}

@@ -19,8 +19,7 @@ def summary_of(curve: Curve) -> dict[str, Any]:
     validation = validated.column("validation_loss")
     is_best = validation == validation.min(initial=np.inf)
     return {
-        "avg_tokens_per_second": average_tokens_per_second(curve),
-        "peak_memory_gb": peak_memory_gb(curve),
+        **speed_and_memory(curve),
         "training_stability": training_stability(curve),
         "final_loss": _last(curve.column("training_loss")),
         "best_validation_loss": _last(validation[is_best]),
@@ -30,23 +29,25 @@ def summary_of(curve: Curve) -> dict[str, Any]:
     }
 
 
-def average_tokens_per_second(curve: Curve) -> float | None:
-    tokens, seconds, before = 0, 0.0, 0
-    for speed, trained in curve.pieces("tokens_per_second", "trained_tokens"):
+def speed_and_memory(curve: Curve) -> dict[str, float | None]:
+    """Both in one pass: reading a long log's records is most of the work."""
+    tokens, seconds, before, peak = 0, 0.0, 0, 0.0
+    columns = ("tokens_per_second", "trained_tokens", "memory_usage_gb")
+    for speed, trained, memory in curve.pieces(*columns):
         has_speed = ~np.isnan(speed) & (speed != 0)
-        trained = np.append(before, trained[has_speed])
-        highest = np.maximum.accumulate(trained)
-        new = trained[1:] - highest[:-1]
+        if not has_speed.all():
+            speed, trained = speed[has_speed], trained[has_speed]
+        highest = np.maximum.accumulate(np.append(before, trained))
+        new = trained - highest[:-1]
         is_new = new > 0
         tokens += int(new[is_new].sum())
-        seconds += float((new[is_new] / speed[has_speed][is_new]).sum())
+        seconds += float((new[is_new] / speed[is_new]).sum())
         before = int(highest[-1])
-    return tokens / seconds if seconds > 0 else None
-
-
-def peak_memory_gb(curve: Curve) -> float | None:
-    peaks = [memory[memory > 0].max(initial=0) for (memory,) in curve.pieces("memory_usage_gb")]
-    return float(max(peaks, default=0)) or None
+        peak = max(peak, float(memory[memory > 0].max(initial=0)))
+    return {
+        "avg_tokens_per_second": tokens / seconds if seconds > 0 else None,
+        "peak_memory_gb": peak or None,
+    }
 
 
 def training_stability(curve: Curve) -> float | None:
