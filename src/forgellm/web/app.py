@@ -16,8 +16,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from forgellm import __version__, envelope
+from forgellm.catalog import list_models
 from forgellm.guard import Guard, GuardSettings
 from forgellm.paths import Workspace
+from forgellm.runs.store import latest_run
 from forgellm.supervisor import Supervisor
 from forgellm.web import pages
 from forgellm.web.api import (
@@ -84,8 +86,7 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         supervisor = Supervisor(workspace)
         supervisor.start()
-        # What the first curve needs is imported while nobody waits for it.
-        warm_up = threading.Timer(_QUIET_SECONDS, import_module, ["forgellm.runs.curve_figures"])
+        warm_up = threading.Timer(_QUIET_SECONDS, _warm_up, [workspace])
         warm_up.daemon = True
         warm_up.start()
         yield
@@ -126,6 +127,13 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
         return HTMLResponse(pages.docs_page(app.openapi()))
 
     return Guard(app, settings)
+
+
+def _warm_up(workspace: Workspace) -> None:
+    """Read and import, while nobody waits for it, what the first lists and the first curve need."""
+    latest_run(workspace)
+    list_models(workspace)
+    import_module("forgellm.runs.curve_figures")
 
 
 class _UncachedFiles(StaticFiles):
