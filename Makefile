@@ -46,6 +46,7 @@ screenshots: setup  ## pictures of every view of the demo's workspace; needs Chr
 bench: setup .venv-bench/.ready  ## ours beside its peers, as tables; hours on two cores
 	test -d $(BENCH_MODEL) || $(BIN)/python -c 'from pathlib import Path; from forgellm.demo.model import demo_model; from forgellm.paths import Workspace; demo_model(Workspace(Path("$(WORKSPACE)")), print)'
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH_MODEL) || exit 1; done
+	$(BIN)/python benchmarks/serving.py
 
 .venv-bench/.ready: benchmarks/peers.txt constraints.txt
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench

@@ -111,7 +111,9 @@ class Curve:
 def read_curve(folder: Path, *, trust_index: bool = True) -> Curve:
     """All lines of a run's log, from its index where there is one and that may be trusted."""
     records = np.frombuffer(map_records(folder) if trust_index else b"", _RECORD)
-    new = b"".join(index_lines(folder, int(records["end"][-1]) if len(records) else 0))
+    new = bytearray()
+    for record in index_lines(folder, int(records["end"][-1]) if len(records) else 0):
+        new += record
     if new:
         records = np.concatenate([records, np.frombuffer(new, _RECORD)])
     return Curve(folder, records)
