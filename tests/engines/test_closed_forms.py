@@ -12,10 +12,13 @@ from forgellm.engines.torch.block import use_closed_forms
 from forgellm.engines.torch.load import load_model
 from forgellm.engines.torch.lora import add_lora, lora_layers
 from forgellm.engines.torch.scoring import loss_sum
+from forgellm.engines.torch.train import TorchTrainEngine
+from forgellm.schema.recipe import Recipe
 from tiny_model import build_tiny_model, random_batch
 
 CPU = torch.device("cpu")
 BATCH = random_batch([[9, 14, 7], [17, 3, 10]], padding=2)
+UNEVEN = random_batch([[5, 9], [14], [1, 13]], padding=2)
 
 
 def loss_and_gradients(
@@ -72,3 +75,25 @@ def test_dropout_and_dora_keep_their_own_code(tmp_path: Path, settings: LoraSett
     model = load_model(build_tiny_model(tmp_path), torch.float32, CPU)
     add_lora(model, settings, seed=0)
     assert use_closed_forms(model.train()) == 0
+
+
+def test_rows_shared_out_over_threads_train_as_rows_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = build_tiny_model(tmp_path)
+
+    def losses(num_cores: int) -> list[float]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: num_cores)
+        recipe = Recipe(model_name="m", dataset="d", dtype="float32", learning_rate=0.1)
+        engine = TorchTrainEngine(recipe.resolved(), folder)
+        found = []
+        for _ in range(3):
+            for batch, is_last in ((BATCH, False), (UNEVEN, True)):
+                engine.step(batch, 0.1, update=is_last)
+            found.append(engine.read_metrics().training_loss)
+        return [*found, engine.validation_loss([UNEVEN], lambda: False)]
+
+    shared = losses(3)
+    assert shared == losses(3)
+    assert shared == pytest.approx(losses(1), rel=1e-5)
+    assert shared[0] > shared[2] > 0

@@ -211,7 +211,7 @@ def test_both_engines_compute_the_same(
 def test_an_untouched_model_prefers_nothing(folder: Path, batch: PairBatch, name: str) -> None:
     engine = make(name, folder, "dpo")
     batch = referred(engine, batch)
-    assert engine.validation_loss([batch], lambda: False) == pytest.approx(np.log(2), abs=1e-7)
+    assert engine.validation_loss([batch], lambda: False) == pytest.approx(np.log(2), abs=1e-6)
     engine.step(batch, 0.0, update=False)
     preference = engine.read_metrics().preference
     assert preference is not None

@@ -35,14 +35,14 @@ def never() -> bool:
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
 @pytest.mark.parametrize("dense", [False, True])
-def test_blocked_attention_gradients_equal_eager(
+def test_packed_attention_gradients_equal_eager(
     tmp_path: Path, architecture: str, dense: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import forgellm.engines.torch.attention as attention
 
-    monkeypatch.setattr(attention, "BLOCK", 8)  # several blocks in a short row
+    monkeypatch.setattr(attention, "_BLOCK_BYTES", 32)  # several blocks in a short row
     if dense:  # what a GPU takes
-        monkeypatch.setattr(attention, "_uses_blocks", lambda query: False)
+        monkeypatch.setattr(attention, "_is_on_cpu", lambda query: False)
     folder = build_tiny_model(tmp_path / "m", architecture)
     ours = load.load_model(folder, torch.float32, CPU)
     reference = transformers.AutoModelForCausalLM.from_pretrained(

@@ -21,16 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgellm.engines.torch.attention import (
-    Block,
     PackedLayout,
     attention_backward,
     attention_forward,
     packed_layout,
 )
-from forgellm.engines.torch.projection import Gradients, Norm, Projection, rotate, rotate_back
+from forgellm.engines.torch.projection import Gradients, Kept, Norm, Projection, rotate, rotate_back
 
 _PROOF_SEGMENTS = (0, 0, 0, 1, 1, 1, 1, 1)
 _TOLERANCE = 1e-4
+
+Angles = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,12 @@ class DecoderBlock:
     """The parts of a block, read from its module."""
 
     input_norm: Norm
-    query: Projection
-    key: Projection
-    value: Projection
+    qkv: Projection
     query_norm: Norm | None
     key_norm: Norm | None
     output: Projection
     mlp_norm: Norm
-    gate: Projection
-    up: Projection
+    gate_up: Projection
     down: Projection
     head_size: int
     scale: float
@@ -62,16 +60,13 @@ class DecoderBlock:
         has_norms = hasattr(attention, "q_norm")
         return cls(
             input_norm=Norm.of(layer.input_layernorm),
-            query=Projection.of(attention.q_proj),
-            key=Projection.of(attention.k_proj),
-            value=Projection.of(attention.v_proj),
+            qkv=Projection(attention.q_proj, attention.k_proj, attention.v_proj),
             query_norm=Norm.of(attention.q_norm) if has_norms else None,
             key_norm=Norm.of(attention.k_norm) if has_norms else None,
-            output=Projection.of(attention.o_proj),
+            output=Projection(attention.o_proj),
             mlp_norm=Norm.of(layer.post_attention_layernorm),
-            gate=Projection.of(mlp.gate_proj),
-            up=Projection.of(mlp.up_proj),
-            down=Projection.of(mlp.down_proj),
+            gate_up=Projection(mlp.gate_proj, mlp.up_proj),
+            down=Projection(mlp.down_proj),
             head_size=int(attention.head_dim),
             scale=float(attention.scaling),
             window=getattr(
@@ -79,90 +74,127 @@ class DecoderBlock:
             ),
         )
 
-    def heads(self, x: Tensor, norm: Norm | None, angles: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries or keys [B, T, H*d] as attention wants them: [B, H, T, d], normed and rotated."""
-        x = x.view(*x.shape[:-1], -1, self.head_size)
-        return rotate(x if norm is None else norm(x), *angles)
+    def join(self) -> None:
+        for projection in (self.qkv, self.output, self.gate_up, self.down):
+            projection.join()
 
-    def heads_backward(
-        self, grad: Tensor, x: Tensor, norm: Norm | None, angles: Any, grads: Gradients
+    def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views [B, T, heads, d] of the queries, keys and values in [B, T, O]."""
+        q, k, v = (
+            qkv[..., where].view(*qkv.shape[:2], -1, self.head_size) for where in self.qkv.outputs
+        )
+        return q, k, v
+
+    def turned(self, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, normed where the block does so and rotated, and values: [B, heads, T, d]."""
+        q, k, v = self.heads(qkv)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def turned_backward(
+        self, d_q: Tensor, d_k: Tensor, d_v: Tensor, qkv: Tensor, angles: Angles, grads: Gradients
     ) -> Tensor:
-        """[N, H*d] from `grad` [B, H, T, d] and what `heads` was given."""
-        grad = rotate_back(grad, *angles)
-        if norm is not None:
-            grad = norm.backward(grad, x.view(*x.shape[:-1], -1, self.head_size), grads)
-        return grad.flatten(-2).flatten(0, 1)
+        """[N, O] from gradients of what `turned` gave and from what it was given."""
+        found = torch.empty_like(qkv)
+        out_q, out_k, out_v = self.heads(found)
+        rotate_back(d_q.transpose(1, 2), *angles, out=out_q)
+        rotate_back(d_k.transpose(1, 2), *angles, out=out_k)
+        out_v.copy_(d_v.transpose(1, 2))
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k, _ = self.heads(qkv)
+            out_q.copy_(self.query_norm.backward(out_q, q, grads))
+            out_k.copy_(self.key_norm.backward(out_k, k, grads))
+        return found.flatten(0, 1)
+
+    def gated(self, gate_up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """silu(gate) [N, F], and views of gate and up in [N, 2F]."""
+        gate, up = (gate_up[:, where] for where in self.gate_up.outputs)
+        return F.silu(gate), gate, up
 
 
 class _Block(torch.autograd.Function):
-    """x [B, T, D] -> [B, T, D]. `trained` are the block's parameters that want gradients."""
+    """x [B, T, D] -> [B, T, D]. `trained` are the block's parameters that want gradients; products
+    are computed in `dtype`, sums in that of x."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         block: DecoderBlock,
-        angles: tuple[Tensor, Tensor],
-        parts: list[Block],
+        angles: Angles,
+        layout: PackedLayout,
+        dtype: torch.dtype,
         *trained: Tensor,
     ) -> Tensor:
-        b, (rows, tokens, _) = block, x.shape
-        h = b.input_norm(x).flatten(0, 1)
-        (q, low_q), (k, low_k), (v, low_v) = b.query(h), b.key(h), b.value(h)
-        q, k, v = (part.view(rows, tokens, -1) for part in (q, k, v))
-        heads_v = v.view(*v.shape[:-1], -1, b.head_size).transpose(1, 2)
-        heads_q, heads_k = b.heads(q, b.query_norm, angles), b.heads(k, b.key_norm, angles)
-        attended, lse = attention_forward(heads_q, heads_k, heads_v, b.scale, parts)
-        sums, low_o = b.output(attended.transpose(1, 2).reshape(rows * tokens, -1))
-        middle = sums.view_as(x).add_(x)
-        h = b.mlp_norm(middle).flatten(0, 1)
-        (gate, low_gate), (up, low_up) = b.gate(h), b.up(h)
-        out, low_down = b.down(F.silu(gate).mul_(up))
-        lows = (low_q, low_k, low_v, low_o, low_gate, low_up, low_down)
-        ctx.save_for_backward(x, q, k, v, attended, lse, middle, gate, up, *lows)
-        ctx.block, ctx.angles, ctx.parts, ctx.trained = block, angles, parts, trained
-        return out.view_as(x).add_(middle)
+        b, rows, tokens = block, *x.shape[:2]
+        qkv, low_qkv = b.qkv(b.input_norm(x, dtype).flatten(0, 1))
+        qkv = qkv.view(rows, tokens, -1)
+        attended, lse = attention_forward(*b.turned(qkv, angles), b.scale, layout)
+        sums, low_out = b.output(attended.transpose(1, 2).reshape(rows * tokens, -1))
+        middle = _added(sums, x)
+        gate_up, low_gate_up = b.gate_up(b.mlp_norm(middle, dtype).flatten(0, 1))
+        act, _, up = b.gated(gate_up)
+        out, low_down = b.down(act.mul_(up))
+        lows = (low_qkv, low_out, low_gate_up, low_down)
+        ctx.save_for_backward(x, qkv, attended, lse, middle, gate_up, *_flat(lows))
+        ctx.block, ctx.angles, ctx.layout, ctx.trained = block, angles, layout, trained
+        return _added(out, middle)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         b: DecoderBlock = ctx.block
-        x, q, k, v, attended, lse, middle, gate, up, *lows = ctx.saved_tensors
-        low_q, low_k, low_v, low_o, low_gate, low_up, low_down = lows
-        grads = Gradients(ctx.trained)
-        g = grad.flatten(0, 1)
+        x, qkv, attended, lse, middle, gate_up, *flat = ctx.saved_tensors
+        low_qkv, low_out, low_gate_up, low_down = _from_flat(flat)
+        grads, dtype = Gradients(ctx.trained), qkv.dtype
 
-        act = F.silu(gate)
+        act, gate, up = b.gated(gate_up)
+        g = grad.flatten(0, 1).to(dtype)
         d_inner = b.down.backward(g, act * up, low_down, grads)
-        d_up = act.mul_(d_inner)
-        d_gate = torch.ops.aten.silu_backward(d_inner.mul_(up), gate)
-        h = b.mlp_norm(middle).flatten(0, 1)
-        d_h = b.gate.backward(d_gate, h, low_gate, grads)
-        d_h = b.up.backward(d_up, h, low_up, grads, d_h)
+        assert d_inner is not None
+        d_gate_up = torch.empty_like(gate_up)
+        d_gate, d_up = (d_gate_up[:, where] for where in b.gate_up.outputs)
+        torch.mul(act, d_inner, out=d_up)
+        torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
+        del act, d_inner
+        h = b.mlp_norm(middle, dtype).flatten(0, 1)
+        d_h = b.gate_up.backward(d_gate_up, h, low_gate_up, grads)
+        assert d_h is not None
         d_middle = b.mlp_norm.backward(d_h.view_as(middle), middle, grads).add_(grad)
-        del act, d_inner, d_up, d_gate
+        del d_gate_up, d_gate, d_up
 
-        g = d_middle.flatten(0, 1)
-        flat = attended.transpose(1, 2).reshape(len(g), -1)
-        d_attended = b.output.backward(g, flat, low_o, grads)
-        d_attended = d_attended.view(*x.shape[:2], -1, b.head_size).transpose(1, 2)
-        heads_v = v.view(*v.shape[:-1], -1, b.head_size).transpose(1, 2)
-        heads_q, heads_k = b.heads(q, b.query_norm, ctx.angles), b.heads(k, b.key_norm, ctx.angles)
-        d_q, d_k, d_v = attention_backward(
-            d_attended, heads_q, heads_k, heads_v, attended, lse, b.scale, ctx.parts
-        )
-        d_q = b.heads_backward(d_q, q, b.query_norm, ctx.angles, grads)
-        d_k = b.heads_backward(d_k, k, b.key_norm, ctx.angles, grads)
-        d_v = d_v.transpose(1, 2).reshape(len(g), -1)
+        g = d_middle.flatten(0, 1).to(dtype)
+        rows = attended.transpose(1, 2).reshape(len(g), -1)
+        d_attended = b.output.backward(g, rows, low_out, grads)
+        assert d_attended is not None
+        d_attended = d_attended.view(attended.transpose(1, 2).shape).transpose(1, 2)
+        q, k, v = b.turned(qkv, ctx.angles)
+        d_heads = attention_backward(d_attended, q, k, v, attended, lse, b.scale, ctx.layout)
+        d_qkv = b.turned_backward(*d_heads, qkv, ctx.angles, grads)
 
         wants_x = ctx.needs_input_grad[0] or b.input_norm.is_trained
-        h = b.input_norm(x).flatten(0, 1)
-        d_h = b.query.backward(d_q, h, low_q, grads, wants_x=wants_x)
-        d_h = b.key.backward(d_k, h, low_k, grads, d_h, wants_x)
-        d_h = b.value.backward(d_v, h, low_v, grads, d_h, wants_x)
+        h = b.input_norm(x, dtype).flatten(0, 1)
+        d_h = b.qkv.backward(d_qkv, h, low_qkv, grads, wants_x)
         d_x = None
-        if wants_x:
+        if d_h is not None:
             d_x = b.input_norm.backward(d_h.view_as(x), x, grads).add_(d_middle)
-        return d_x, None, None, None, *grads.in_order()
+        return d_x, None, None, None, None, *grads.in_order()
+
+
+def _added(sums: Tensor, x: Tensor) -> Tensor:
+    """[N, D] and [B, T, D] together, in the type of x, in the place of `sums` if that will do."""
+    sums = sums.view_as(x)
+    return sums.add_(x) if sums.dtype == x.dtype else x + sums
+
+
+def _flat(lows: tuple[Kept | None, ...]) -> list[Tensor | None]:
+    return [tensor for low in lows for tensor in (low or (None, None, None))]
+
+
+def _from_flat(flat: list[Tensor | None]) -> list[Kept | None]:
+    parts = (flat[at : at + 3] for at in range(0, len(flat), 3))
+    return [None if low is None else Kept(low, a, b) for low, a, b in parts]  # type: ignore[arg-type]
 
 
 _apply: Callable[..., Tensor] = _Block.apply
@@ -182,6 +214,7 @@ def use_closed_forms(model: Any) -> int:
         own = layer.forward
         closed = partial(_forward, own, block, [p for p in layer.parameters() if p.requires_grad])
         if _agree(own, closed, decoder, block):
+            block.join()
             layer.forward = closed
             count += 1
     return count
@@ -202,12 +235,14 @@ def _forward(
         packed is not None
         and position_embeddings is not None
         and past_key_values is None
-        and torch.is_grad_enabled()
         and hidden_states.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
+        and packed.is_seen_whole(block.window)
     ):
-        parts = packed.blocks_for(block.window)
-        return _apply(hidden_states, block, position_embeddings, parts, *trained)
+        is_mixed = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if is_mixed else hidden_states.dtype
+        cos, sin = (angle.to(dtype) for angle in position_embeddings)
+        with torch.autocast("cpu", enabled=False):
+            return _apply(hidden_states, block, (cos, sin), packed, dtype, *trained)
     return own(
         hidden_states,
         *args,
@@ -233,14 +268,12 @@ def _agree(
         "position_embeddings": decoder.rotary_emb(x.detach(), positions),
         "position_ids": positions,
     }
-    found, layouts = [], (packed_layout(segments), packed_layout(segments))
-    for forward, layout in zip((own, closed), layouts, strict=True):
-        out = forward(x, packed=layout, **settings)
+    found = []
+    for forward in (own, closed):
+        out = forward(x, packed=packed_layout(segments), **settings)
         if not isinstance(out, Tensor):
             return False
         found.append((out.detach(), *torch.autograd.grad(out, x, outward)))
-    if layouts[0].blocks.keys() != layouts[1].blocks.keys():  # windows of other lengths
-        return False
     tolerance = _TOLERANCE if weight.dtype == torch.float32 else 0.05
     return all(
         float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max())

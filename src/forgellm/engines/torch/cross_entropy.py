@@ -37,9 +37,9 @@ def linear_cross_entropy(
     return _apply(hidden, weight, targets, softcap, logit_scale)
 
 
-def chunk_rows(vocab_size: int) -> int:
-    """Rows of logits that take about CHUNK_BYTES in float32."""
-    return max(16, CHUNK_BYTES // (4 * vocab_size))
+def chunk_rows(weight: Tensor, dtype: torch.dtype) -> int:
+    """Rows of logits that take about CHUNK_BYTES in a type."""
+    return max(16, CHUNK_BYTES // (dtype.itemsize * weight.shape[0]))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -55,13 +55,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients = _Gradients(ctx, hidden, weight)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         projection = weight.to(hidden.dtype)
-        step = chunk_rows(weight.shape[0])
+        step = gradients.chunk_rows(weight, hidden.dtype)
         for start in range(0, hidden.shape[0], step):
             rows, labels = hidden[start : start + step], targets[start : start + step, None]
             chunk = _chunk(rows, projection, labels, softcap, logit_scale)
-            loss += chunk.losses.sum() * _LN_2
+            loss += chunk.losses.sum()
             if gradients.are_wanted:
-                gradients.add(_d_logits(chunk, labels, logit_scale), rows, projection, start)
+                d_logits, factor = _d_logits(chunk, labels, logit_scale)
+                gradients.add(d_logits, factor, rows, projection, start)
         ctx.d_hidden, ctx.d_weight = gradients.of(weight.dtype)
         return loss
 
@@ -103,11 +104,11 @@ class _TargetLogProbs(torch.autograd.Function):
         ctx.softcap, ctx.logit_scale = softcap, logit_scale
         found = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         projection = weight.to(hidden.dtype)
-        step = chunk_rows(weight.shape[0])
+        step = chunk_rows(weight, hidden.dtype)
         for start in range(0, hidden.shape[0], step):
             rows, labels = hidden[start : start + step], targets[start : start + step, None]
             chunk = _chunk(rows, projection, labels, softcap, logit_scale)
-            found[start : start + step] = chunk.losses[:, 0] * -_LN_2
+            found[start : start + step] = -chunk.losses[:, 0]
         return found
 
     @staticmethod
@@ -115,13 +116,13 @@ class _TargetLogProbs(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         gradients = _Gradients(ctx, hidden, weight)
         projection = weight.to(hidden.dtype)
-        step = chunk_rows(weight.shape[0])
+        step = gradients.chunk_rows(weight, hidden.dtype)
         for start in range(0, hidden.shape[0], step):
             rows, labels = hidden[start : start + step], targets[start : start + step, None]
             chunk = _chunk(rows, projection, labels, ctx.softcap, ctx.logit_scale)
-            d_logits = _d_logits(chunk, labels, ctx.logit_scale)
-            d_logits.mul_(-grad[start : start + step, None])
-            gradients.add(d_logits, rows, projection, start)
+            d_logits, factor = _d_logits(chunk, labels, ctx.logit_scale)
+            factor.mul_(-grad[start : start + step, None])
+            gradients.add(d_logits, factor, rows, projection, start)
         return *gradients.of(weight.dtype), None, None, None
 
 
@@ -137,59 +138,70 @@ class _Gradients:
         self._weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         self.are_wanted = needs_hidden or needs_weight
 
-    def add(self, d_logits: Tensor, rows: Tensor, projection: Tensor, start: int) -> None:
-        """d_logits [n, V] of the rows [n, D] that begin at `start`."""
-        d_logits = d_logits.to(rows.dtype)
+    def chunk_rows(self, weight: Tensor, dtype: torch.dtype) -> int:
+        """Fewer chunks where each adds to a gradient [V, D], which costs more than the chunk."""
+        return chunk_rows(weight, dtype) * (1 if self._weight is None else 4)
+
+    def add(
+        self, d_logits: Tensor, factor: Tensor, rows: Tensor, projection: Tensor, start: int
+    ) -> None:
+        """d_logits [n, V] times factor [n, 1] of the rows [n, D] that begin at `start`."""
         if self._hidden is not None:
-            torch.mm(d_logits, projection, out=self._hidden[start : start + len(rows)])
+            found = self._hidden[start : start + len(rows)]
+            torch.mm(d_logits, projection, out=found)
+            found.mul_(factor)
         if self._weight is not None:
-            self._weight += d_logits.mT @ rows
+            self._weight += d_logits.mT @ (rows * factor).to(rows.dtype)
 
     def of(self, weight_dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
         return self._hidden, None if self._weight is None else self._weight.to(weight_dtype)
 
 
 class _Chunk(NamedTuple):
-    """Some rows' losses [n, 1] in bits, and what their gradient is made of: probabilities [n, V]
-    times their sum [n, 1], and the slope of the cap."""
+    """Some rows' losses [n, 1] in nats, and what their gradient is made of: the probabilities [n, V]
+    times their sum, that of the label left out; the sum [n, 1], and what the others have of it; and
+    the slope of the cap. All float32 but the probabilities."""
 
     losses: Tensor
     probs: Tensor
     total: Tensor
+    others: Tensor
     slope: Tensor | None
 
 
 def _chunk(
     rows: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, logit_scale: float
 ) -> _Chunk:
+    """The label is kept apart, or a narrow type could not tell a likely token's doubt from none."""
     logits, slope = _base2_logits(rows, weight, softcap, logit_scale)
     top = logits.amax(-1, keepdim=True)
-    wanted = logits.gather(-1, labels)
+    behind = (top.float() - logits.gather(-1, labels)).mul_(_LN_2)
     probs = logits.sub_(top).exp2_()
-    total = probs.sum(-1, keepdim=True)
-    return _Chunk(top + total.log2() - wanted, probs, total, slope)
+    probs.scatter_(-1, labels, 0.0)
+    others = probs.sum(-1, keepdim=True).float()
+    label = torch.exp(-behind)
+    losses = behind + torch.log1p(others + (label - 1))
+    return _Chunk(losses, probs, others + label, others, slope)
 
 
-def _d_logits(chunk: _Chunk, labels: Tensor, logit_scale: float) -> Tensor:
-    """[n, V] float32 gradient of the rows' losses in nats; takes the place of `chunk.probs`."""
-    d_logits = chunk.probs.div_(chunk.total)
-    d_logits.scatter_add_(-1, labels, torch.full_like(chunk.total, -1.0))
+def _d_logits(chunk: _Chunk, labels: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
+    """The gradient of the rows' losses in nats as [n, V], in the place of `chunk.probs`, times
+    [n, 1] float32."""
+    d_logits = chunk.probs.scatter_(-1, labels, -chunk.others.to(chunk.probs.dtype))
     if chunk.slope is not None:
         d_logits.mul_(chunk.slope)
-    return d_logits.mul_(logit_scale)
+    return d_logits, logit_scale / chunk.total
 
 
 def _base2_logits(
     rows: Tensor, weight: Tensor, softcap: float | None, logit_scale: float
 ) -> tuple[Tensor, Tensor | None]:
-    """[n, V] float32 logits times log2(e), and the slope of the cap if there is one.
+    """[n, V] logits times log2(e), and the slope of the cap if there is one.
 
     Base 2 because `exp` of very negative numbers is slow on CPUs and `exp2` is not.
     """
     if softcap is None:
-        scaled = rows * (logit_scale * _LOG2_E)
-        return (scaled @ weight.mT).float(), None
-    logits = (rows @ weight.mT).float().mul_(logit_scale / softcap)
-    tanh = logits.tanh_()
+        return (rows * (logit_scale * _LOG2_E)) @ weight.mT, None
+    tanh = (rows @ weight.mT).mul_(logit_scale / softcap).tanh_()
     slope = 1 - tanh.square()
     return tanh.mul_(softcap * _LOG2_E), slope

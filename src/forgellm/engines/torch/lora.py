@@ -17,36 +17,6 @@ from forgellm.engines.torch.quantised import QuantisedLinear
 LINEAR = (nn.Linear, QuantisedLinear)
 
 
-def add_low_rank(out: Tensor, rows: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
-    """Add scale (x A) B to `out` [N, O], for rows x [N, D]; (x A)^T [r, N], for the backward pass.
-
-    What has the rank as a side is computed as [rank, many]: CPU libraries are up to six times
-    slower at [many, 8].
-    """
-    low = lora_a.mT.to(rows.dtype).contiguous() @ rows.mT
-    out.addmm_(low.mT, lora_b.to(rows.dtype), alpha=scale)
-    return low
-
-
-def low_rank_backward(
-    g: Tensor,
-    rows: Tensor,
-    low: Tensor,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    scale: float,
-    d_x: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of A and B from that of the output, g [N, O], and what `add_low_rank` had and gave;
-    that of x is added to `d_x` [N, D], where it is wanted."""
-    g_low = (lora_b.to(g.dtype) @ g.mT).mul_(scale)
-    d_a = (g_low @ rows).mT.to(lora_a.dtype).contiguous()
-    d_b = (low @ g).to(lora_b.dtype).mul_(scale)
-    if d_x is not None:
-        d_x.addmm_(g_low.mT, lora_a.to(g.dtype).mT)
-    return d_a, d_b
-
-
 class _LoraLinear(torch.autograd.Function):
     """x W^T + bias + scale (x A) B with W frozen; keeps only x and (x A)^T for the backward pass."""
 
@@ -62,7 +32,9 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         out = F.linear(rows, weight, bias)
-        low = add_low_rank(out, rows, lora_a, lora_b, scale)
+        # What has the rank as a side is [rank, many]: CPU libraries are slower at [many, rank].
+        low = lora_a.mT.to(x.dtype).contiguous() @ rows.mT
+        out.addmm_(low.mT, lora_b.to(x.dtype), alpha=scale)
         ctx.save_for_backward(x, weight, lora_a, lora_b, low)
         ctx.scale = scale
         return out.view(*x.shape[:-1], -1)
@@ -71,9 +43,13 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, lora_a, lora_b, low = ctx.saved_tensors
         rows, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        d_x = g @ weight if ctx.needs_input_grad[0] else None
-        d_a, d_b = low_rank_backward(g, rows, low, lora_a, lora_b, ctx.scale, d_x)
-        return None if d_x is None else d_x.view_as(x), None, None, d_a, d_b, None
+        g_low = (lora_b.to(g.dtype) @ g.mT).mul_(ctx.scale)
+        d_a = (g_low @ rows).mT.to(lora_a.dtype).contiguous()
+        d_b = (low @ g).to(lora_b.dtype).mul_(ctx.scale)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = (g @ weight).addmm_(g_low.mT, lora_a.to(g.dtype).mT).view_as(x)
+        return d_x, None, None, d_a, d_b, None
 
 
 _lora_linear: Callable[..., Tensor] = _LoraLinear.apply

@@ -77,7 +77,7 @@ def score_text(
     positions = torch.arange(len(ids), device=device)[None]
     hidden = final_hidden_states(model, tokens, positions)[0, :-1].to(dtype)
     head = output_head(model)
-    step = chunk_rows(head.weight.shape[0])
+    step = chunk_rows(head.weight, torch.float32)
     found: list[ScoredToken] = []
     for start in range(0, len(hidden), step):
         logits = (hidden[start : start + step] @ head.weight.to(dtype).mT).float()

@@ -25,6 +25,7 @@ from forgellm.engines.torch.generate import TorchAnswers
 from forgellm.engines.torch.lora import add_lora
 from forgellm.engines.torch.preference import answer_log_probs, preference_sums
 from forgellm.engines.torch.quantised import num_parameters
+from forgellm.engines.torch.row_threads import RowThreads
 from forgellm.engines.torch.scoring import loss_sum, prove_packing
 from forgellm.errors import CheckpointCorrupt
 from forgellm.schema.recipe import Recipe
@@ -62,6 +63,7 @@ class TorchTrainEngine:
         self._trainable: dict[str, nn.Parameter] = {
             n: p for n, p in self.model.named_parameters() if p.requires_grad
         }
+        self._row_threads = RowThreads() if self._may_share_rows() else RowThreads(1)
         self._optimizer = self._make_optimizer()
         self.info = self._describe()
         self._pending_terms = 0
@@ -71,14 +73,33 @@ class TorchTrainEngine:
 
     def step(self, batch: Batch, learning_rate: float, update: bool) -> None:
         with memory.out_of_memory_named():
-            sums = self._sums(batch)
-            sums[0].backward()  # type: ignore[no-untyped-call]
-            self._totals = sums.detach() + self._totals
+            self._totals = self._backward(batch) + self._totals
             self._pending_terms += batch.num_terms
             self._num_terms += batch.num_terms
             self._num_tokens += batch.num_targets
             if update:
                 self._update(learning_rate)
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Add the batch's gradients to what has gathered; its `_sums`."""
+        parameters = list(self._trainable.values())
+        if self._lora is None:  # a second set of all weights' gradients would not fit
+            sums = self._sums(batch)
+            sums[0].backward()  # type: ignore[no-untyped-call]
+            return sums.detach()
+
+        def work(part: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            sums = self._sums(part)
+            return sums.detach(), torch.autograd.grad(sums[0], parameters, allow_unused=True)
+
+        found = self._row_threads.map(work, batch)
+        for _, gradients in found:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if parameter.grad is None or gradient is None:
+                    parameter.grad = parameter.grad if gradient is None else gradient
+                else:
+                    parameter.grad.add_(gradient)
+        return torch.stack([sums for sums, _ in found]).sum(0)
 
     def _sums(self, batch: Batch) -> Tensor:
         """The loss summed over the batch's terms [1], or for pairs [4] with their figures."""
@@ -126,7 +147,6 @@ class TorchTrainEngine:
         self._grad_norm = torch.zeros((), device=self._place.device)
         self._num_terms = self._num_tokens = 0
 
-    @torch.no_grad()
     def validation_loss(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> float:
         total, num_terms = 0.0, 0
         self.model.eval()
@@ -134,11 +154,15 @@ class TorchTrainEngine:
             for batch in batches:
                 if should_stop():
                     break
-                total += float(self._sums(batch)[0])
+                total += sum(self._row_threads.map(self._loss, batch))
                 num_terms += batch.num_terms
         finally:
             self.model.train()
         return total / num_terms if num_terms else float("nan")
+
+    def _loss(self, batch: Batch) -> float:
+        with torch.no_grad():
+            return float(self._sums(batch)[0])
 
     @contextmanager
     def evaluating(self) -> Iterator[TorchAnswers]:
@@ -155,7 +179,7 @@ class TorchTrainEngine:
         memory.reset_peak(device)
         rng = torch.get_rng_state()
         with memory.out_of_memory_named():
-            self._sums(batch)[0].backward()  # type: ignore[no-untyped-call]
+            self._backward(batch)
         self._optimizer.zero_grad(set_to_none=True)
         torch.set_rng_state(rng)
         moments = 8 * sum(int(p.numel()) for p in self._trainable.values())
@@ -228,6 +252,12 @@ class TorchTrainEngine:
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in trained)
         return []
+
+    def _may_share_rows(self) -> bool:
+        """On a CPU, and where no random numbers are drawn that the threads would take in turn."""
+        dropouts = (m.p for m in self.model.modules() if isinstance(m, nn.Dropout))
+        is_random = bool(self._recipe.lora_dropout) or any(dropouts)
+        return self._place.device.type == "cpu" and not is_random
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101), decay on matrices only."""
