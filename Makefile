@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKSPACE ?= workspace
 BENCH_MODEL ?= $(WORKSPACE)/models/base/SmolLM2-135M-Instruct
-BENCHMARKS ?= training tokenising mlx_lm_peer memory_estimate
+BENCHMARKS ?= training generation tokenising mlx_lm_peer memory_estimate
 
 .PHONY: setup demo test test-full test-browser lint lint-page docs screenshots bench clean
 
@@ -45,6 +45,7 @@ screenshots: setup  ## pictures of every view of the demo's workspace; needs Chr
 
 bench: setup .venv-bench/.ready  ## ours beside its peers, as tables; hours on two cores
 	test -d $(BENCH_MODEL) || $(BIN)/python -c 'from pathlib import Path; from forgellm.demo.model import demo_model; from forgellm.paths import Workspace; demo_model(Workspace(Path("$(WORKSPACE)")), print)'
+	for type in BF16 Q8_0; do ls $(dir $(BENCH_MODEL))../exported/$(notdir $(BENCH_MODEL))-gguf-*/*-$$type.gguf >/dev/null 2>&1 || $(BIN)/forgellm models --workspace $(WORKSPACE) export --format gguf --type $$type $(notdir $(BENCH_MODEL)) || exit 1; done
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH_MODEL) || exit 1; done
 	$(BIN)/python benchmarks/serving.py
 

@@ -19,7 +19,7 @@ import pytest
 from mlx_lm.models.cache import KVCache
 from mlx_lm.utils import load_model, quantize_model, save_model
 
-from forgellm.engines.mlx.answers import Answer, Question
+from forgellm.engines.answers import Answer, Question
 from forgellm.engines.mlx.decoding import MAX_CONCURRENT, Float32Logits
 from forgellm.engines.mlx.generate import MlxGenerateEngine
 from forgellm.engines.torch.generate import TorchGenerateEngine

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from forgellm.engines.adapter import CONFIG_NAME
 from forgellm.engines.registry import load_fuse_engine, load_generate_engine
+from forgellm.engines.torch import load
 from forgellm.engines.torch.quantised import AffineWeight
 from forgellm.errors import UnsupportedModel
 from forgellm.schema.generation import Sampling
@@ -149,7 +150,7 @@ def test_both_engines_merge_an_adapter_into_a_quantised_base_alike(tmp_path: Pat
         out.mkdir()
         weights = tmp_path / "a" / "0000000_adapters.safetensors"
         load_fuse_engine(name).fuse(folder, weights, out, lambda done: None)
-        model = load_generate_engine(out, None, engine="torch", dtype="float32").model  # type: ignore[attr-defined]
+        model = load.load_model(out, torch.float32, torch.device("cpu"))
         merged.append(dict(model.named_parameters()))
     assert merged[0].keys() == merged[1].keys()
     for key, value in merged[0].items():

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.models.cache import make_prompt_cache
 
-from forgellm.engines.mlx.answers import Answer
+from forgellm.engines.answers import Answer
 from forgellm.engines.mlx.memory import out_of_memory_named
 from forgellm.engines.mlx.prefixes import PrefixStore
 from forgellm.engines.mlx.sampling import Chooser

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from forgellm import hardware
 from forgellm.data.batches import Batch
+from forgellm.engines.answers import Answer, Question, Token
 from forgellm.engines.base import EngineInfo, ScoredToken
 from forgellm.engines.mlx import load, memory
 from forgellm.engines.mlx.adapters import attach_adapter, merge_lora
-from forgellm.engines.mlx.answers import Answer, Question, Token
 from forgellm.engines.mlx.decoding import SHORTER, BatchDecoder, can_batch
 from forgellm.engines.mlx.one_by_one import SingleDecoder, cache_bits
 from forgellm.engines.mlx.prefixes import PrefixStore
 from forgellm.engines.mlx.scoring import batch_log_probs, prove_packing, score_text
-from forgellm.engines.mlx.worker import Worker
+from forgellm.engines.worker import Worker
 from forgellm.errors import InvalidRequest
 from forgellm.schema.generation import Sampling
 
@@ -118,7 +118,7 @@ class MlxGenerateEngine:
         """`kv_bits` (4 or 8) quantises the key-value cache: answers are then made one by one."""
         wanted = _Wanted(model_path, adapter, load.choose_placement(dtype), kv_bits)
         self._gauge = _Gauge()
-        self._worker = Worker(partial(_Opened, wanted, self._gauge))
+        self._worker = Worker(partial(_Opened, wanted, self._gauge), "mlx", memory.end_thread)
         self.info = self._worker.call(lambda opened: opened.info)
         self.max_concurrent = self._worker.call(lambda opened: opened.decoder.max_concurrent)
 

@@ -48,6 +48,15 @@ def release_freed() -> None:
     mx.clear_cache()
 
 
+def end_thread() -> None:
+    """To be called last in a thread that computed.
+
+    Else its streams go after Python has seen the thread end, and a process that ends then aborts.
+    """
+    release_freed()
+    mx.clear_streams()
+
+
 def reset_peak() -> None:
     mx.reset_peak_memory()
 

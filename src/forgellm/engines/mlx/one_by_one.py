@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from forgellm.engines.mlx.answers import Answer
+from forgellm.engines.answers import Answer
 from forgellm.engines.mlx.decoding import (
     SHORTER,
     Float32Logits,

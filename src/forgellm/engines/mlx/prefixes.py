@@ -16,6 +16,8 @@ import numpy as np
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 from numpy.typing import NDArray
 
+from forgellm.engines.prefix_match import num_common
+
 MAX_ENTRIES = 16
 
 
@@ -32,7 +34,7 @@ class _Entry:
 
         Caches that forget, such as those of sliding windows, cannot be cut back: all or nothing.
         """
-        common = _num_common(self.tokens, prompt)
+        common = num_common(self.tokens, prompt)
         return common if common == len(self.tokens) or self.is_trimmable else 0
 
     @property
@@ -87,11 +89,5 @@ class PrefixStore:
 
 def _covers(new: _Entry, old: _Entry) -> bool:
     """Whether `old` gives nothing that `new` does not."""
-    is_beginning = _num_common(new.tokens, old.tokens) == len(old.tokens)
+    is_beginning = num_common(new.tokens, old.tokens) == len(old.tokens)
     return is_beginning and (new.is_trimmable or len(new.tokens) == len(old.tokens))
-
-
-def _num_common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    length = min(len(a), len(b))
-    differences = np.flatnonzero(a[:length] != b[:length])
-    return int(differences[0]) if len(differences) else length

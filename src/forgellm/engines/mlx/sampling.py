@@ -1,4 +1,4 @@
-"""The next token of one answer, chosen as the torch engine chooses it (`engines/torch/generate`).
+"""The next token of one answer, chosen as the torch engine chooses it (`engines/torch/sampling`).
 
 Every answer has a `Chooser` of its own, so that its seed and its penalties are its own whatever
 else the model answers meanwhile.

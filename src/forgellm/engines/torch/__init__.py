@@ -2,6 +2,8 @@
 
 import os
 
-# Waiting threads sleep instead of spinning. Alone on two cores a step then takes 1.1 to 1.2 times as
-# long; beside one other busy process it takes half as long. OpenMP reads this when torch is loaded.
+# Waiting threads look for work for about a tenth of a millisecond, then sleep. That bridges the gaps
+# inside a step; spinning on and on would take the time of whoever else is busy. OpenMP reads both when
+# torch is loaded; benchmarks/README.md has the figures.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from forgellm.errors import OutOfMemory
 
@@ -49,6 +50,12 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):  # Linux alone can forget a process's peak
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def held_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights, tied ones counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
 
 def release_freed() -> None:

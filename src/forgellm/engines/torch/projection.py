@@ -74,6 +74,13 @@ class Projection:
             for where, weight in zip(self.outputs, weights, strict=True):
                 weight.data = self._joint[where]
 
+    def plain(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [O, D] and bias [O]. Raises TypeError where there are adapters."""
+        if self._adapters:
+            raise TypeError("an adapter")
+        dtype = self._linears[0].weight.dtype
+        return self._weight(dtype), self._bias(dtype)
+
     def __call__(self, x: Tensor) -> tuple[Tensor, Kept | None]:
         """x [N, D] -> [N, O], and what the backward pass needs."""
         out = F.linear(x, self._weight(x.dtype), self._bias(x.dtype))

@@ -21,7 +21,7 @@ from forgellm.engines.preference import preference_figures
 from forgellm.engines.process_group import Alone
 from forgellm.engines.torch import adapters, load, memory
 from forgellm.engines.torch.block import use_closed_forms
-from forgellm.engines.torch.generate import TorchAnswers
+from forgellm.engines.torch.in_training import TorchAnswers
 from forgellm.engines.torch.lora import add_lora
 from forgellm.engines.torch.preference import answer_log_probs, preference_sums
 from forgellm.engines.torch.quantised import num_parameters

@@ -1,15 +1,11 @@
-"""The threads of several MLX models: one computes at a time, and none waits for another's end."""
+"""The threads of several models: one computes at a time, and none waits for another's end."""
 
 from __future__ import annotations
 
 import gc
 import threading
 
-import pytest
-
-pytest.importorskip("mlx.core")
-
-from forgellm.engines.mlx.worker import Worker
+from forgellm.engines.worker import Worker
 from serving import eventually
 
 
@@ -37,21 +33,25 @@ class Busy:
         pass
 
 
+def make_worker() -> Worker[Busy]:
+    return Worker(Busy, "busy", lambda: None)
+
+
 def num_steps(worker: Worker[Busy]) -> int:
     """An order: it is done though neither of the two ever rests."""
     return worker.call(lambda state: state.num_steps)
 
 
 def test_two_models_that_are_both_busy_take_turns() -> None:
-    first, second = Worker(Busy), Worker(Busy)
+    first, second = make_worker(), make_worker()
     eventually(lambda: min(num_steps(first), num_steps(second)) >= 50)
     assert Busy.most_at_once == 1
 
 
 def test_a_model_given_up_while_another_computes_does_not_wait_for_it() -> None:
     """A garbage collection in one model's thread may be what ends another."""
-    holder = [Worker(Busy)]
-    other = Worker(Busy)
+    holder = [make_worker()]
+    other = make_worker()
     ended = threading.Event()
 
     def give_up(state: Busy) -> None:

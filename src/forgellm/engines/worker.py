@@ -1,9 +1,9 @@
 """The one thread that computes with a model.
 
-MLX's streams belong to threads, and one loop that serves all requests token by token is what lets
-them share each pass through the weights. Everything that touches an array runs here. Where several
-models are loaded, their threads compute in turns: MLX is not made for two at once, and on Metal
-that can end the process.
+One loop that serves all requests token by token is what lets them share each pass through the
+weights, and MLX's streams belong to threads. Everything that touches an array runs here. Where
+several models are loaded, their threads compute in turns: each uses all cores, MLX is not made for
+two at once, and on Metal that can end the process.
 """
 
 from __future__ import annotations
@@ -15,10 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar
-
-import mlx.core as mx
-
-from forgellm.engines.mlx.memory import release_freed
 
 _END_SECONDS = 30.0
 
@@ -36,6 +32,7 @@ class Steps(Protocol):
 
 State = TypeVar("State", bound=Steps)
 Result = TypeVar("Result")
+OnEnd = Callable[[], None]
 _Inbox = SimpleQueue[Callable[[State], None] | None]
 
 
@@ -66,12 +63,15 @@ class Worker(Generic[State]):
     An order must not hold whoever owns this object: the thread would then never end.
     """
 
-    def __init__(self, make_state: Callable[[], State]) -> None:
-        """Raises what `make_state` raises."""
+    def __init__(self, make_state: Callable[[], State], name: str, on_end: OnEnd) -> None:
+        """`name` is the thread's; `on_end` is the last that it does, when the state is gone.
+
+        Raises what `make_state` raises.
+        """
         self._inbox: _Inbox[State] = SimpleQueue()
         made: Future[None] = Future()
         thread = threading.Thread(
-            target=_run, args=(self._inbox, make_state, made), daemon=True, name="mlx"
+            target=_run, args=(self._inbox, make_state, made, on_end), daemon=True, name=name
         )
         thread.start()
         weakref.finalize(self, _end, self._inbox, thread)
@@ -95,16 +95,15 @@ class Worker(Generic[State]):
         return answer.result()
 
 
-def _run(inbox: _Inbox[State], make_state: Callable[[], State], made: Future[None]) -> None:
+def _run(
+    inbox: _Inbox[State], make_state: Callable[[], State], made: Future[None], on_end: OnEnd
+) -> None:
     try:
         _work(inbox, make_state, made)
     finally:
         with _turns:
             gc.collect()
-            release_freed()
-            # Else the streams go after Python has seen the thread end, and a process that ends then
-            # aborts.
-            mx.clear_streams()
+            on_end()
 
 
 def _work(inbox: _Inbox[State], make_state: Callable[[], State], made: Future[None]) -> None:
