@@ -148,7 +148,6 @@ def trl(
                 **_common(folder, work, steps) | settings,
                 max_length=work.seq_len,
                 packing=is_packing,
-                assistant_only_loss=work.in_conversations,
             ),
             train_dataset=datasets.Dataset.from_dict(rows),
             processing_class=transformers.AutoTokenizer.from_pretrained(model),

@@ -198,6 +198,7 @@ def test_early_stop_ends_a_run_that_only_memorises(workspace: Workspace) -> None
         data_mixture_ratio=1.0,
         overfitting_threshold=0.05,
         early_stopping_patience=2,
+        dtype="float32",
     )
     assert state.stopped_early and state.phase == "completed"
     assert state.iteration < 200
