@@ -2,7 +2,6 @@
 import { html, useState } from '../../core/html.js';
 import { api } from '../../core/api.js';
 import { figure, megabytes, percent, time } from '../../core/format.js';
-import { WorkButton } from '../../components/controls.js';
 import { confirmed } from '../../components/dialog.js';
 import { Badge, Empty, Notice, toast, toastError } from '../../components/feedback.js';
 import { Icon } from '../../components/icon.js';
@@ -10,6 +9,7 @@ import { JobProgress, useJob } from '../../components/job.js';
 import { Made } from '../../components/made.js';
 import { Table } from '../../components/table.js';
 import { ExportAdapter } from './export_adapter.js';
+import { PublishCheckpoint } from './publish_checkpoint.js';
 
 export function Checkpoints({ run, checkpoints, evaluations, reload, isActive }) {
     if (!checkpoints.length) {
@@ -43,14 +43,10 @@ function probesShown(line) {
 }
 
 function Actions({ run, item, reload, isActive }) {
-    const { job, begin, follow, clear } = useJob();
-    const [isExporting, setExporting] = useState(false);
+    const { job, follow, clear } = useJob();
+    const [asked, setAsked] = useState('');
+    const close = () => setAsked('');
     const at = `${encodeURIComponent(run.name)}@${item.iteration}`;
-    const publish = async () => {
-        const text = 'It is merged into its base, compared with base plus adapter, and lands in models/published with a model card and a dashboard.';
-        if (!(await confirmed({ title: `Publish checkpoint ${item.iteration}?`, text, action: 'Publish' }))) return;
-        await begin(() => api.publishCheckpoint(item.path, run.output_dir, { async: true }));
-    };
     const remove = async () => {
         const text = `Checkpoint ${item.iteration} and what a resume from it needs. This cannot be taken back.`;
         if (!(await confirmed({ title: 'Delete this checkpoint?', text, action: 'Delete for good', danger: true }))) return;
@@ -61,9 +57,10 @@ function Actions({ run, item, reload, isActive }) {
     return html`<div class="row end nowrap">
         <a class="button small" href=${`/chat?run=${at}`}>Chat</a>
         <a class="button small" title="Side by side with the base model" href=${`/chat?run=${at}&beside=base`}>Compare</a>
-        <${WorkButton} class="small" onPress=${publish}>Publish<//>
-        <button class="small" title="The adapter alone, for other programs" onClick=${() => setExporting(true)}>Export</button>
+        <button class="small" onClick=${() => setAsked('publish')}>Publish</button>
+        <button class="small" title="The adapter alone, for other programs" onClick=${() => setAsked('export')}>Export</button>
         <button class="bare" aria-label=${`Delete checkpoint ${item.iteration}`} disabled=${isActive} title=${isActive ? 'Not while the run trains' : ''} onClick=${remove}><${Icon} name="trash" size=${16} /></button>
-        ${isExporting && html`<${ExportAdapter} checkpoint=${`${run.name}@${item.iteration}`} onBegun=${follow} onClose=${() => setExporting(false)} />`}
+        ${asked === 'publish' && html`<${PublishCheckpoint} run=${run} item=${item} onBegun=${follow} onClose=${close} />`}
+        ${asked === 'export' && html`<${ExportAdapter} checkpoint=${`${run.name}@${item.iteration}`} onBegun=${follow} onClose=${close} />`}
     </div>`;
 }
