@@ -39,7 +39,7 @@ def test_a_checkpoint_is_published_and_more_is_made_of_it(tab: Watched, servers:
     page, run = tab.page, servers.get("/api/runs")["runs"][0]["name"]
     tab.go(f"/runs/{run}?tab=checkpoints")
     page.locator("tr.best").get_by_role("button", name="Publish").click()
-    page.get_by_label("Weights are stored in").select_option("float32")
+    page.get_by_role("dialog").get_by_text("float32", exact=True).click()
     press(page, "Publish")
     page.locator(".notice.good", has_text="Published as").wait_for()
     published = page.locator(".notice.good a").inner_text()
