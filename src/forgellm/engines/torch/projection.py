@@ -38,7 +38,7 @@ class Gradients:
 
 class Kept(NamedTuple):
     """What a projection's backward pass needs of its forward pass, but for the input: the adapters'
-    (x A)^T, A^T and scale B as `_LowRank` has them."""
+    (x A)^T [R, N], A^T [R, D], and scale B [R, O], each in its own columns."""
 
     low: Tensor
     a: Tensor
