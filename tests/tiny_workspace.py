@@ -77,3 +77,25 @@ def tiny_recipe(**fields: Any) -> Recipe:
             **fields,
         }
     )
+
+
+# All weights learn a few texts by heart, which says nothing of the one that validates.
+MEMORISING: dict[str, Any] = {
+    "fine_tune_type": "full",
+    "learning_rate": 1e-2,
+    "max_iterations": 200,
+    "save_every": 5,
+    "data_mixture_ratio": 1.0,
+    "overfitting_threshold": 0.05,
+    "early_stopping_patience": 2,
+}
+
+
+def write_unlike_notes(workspace: Workspace) -> None:
+    """Texts that have little in common, in the place of the dataset `notes`."""
+    folder = workspace.datasets / "notes"
+    for file in folder.iterdir():
+        file.unlink()
+    for index in range(4):
+        text = " ".join(str(index * 7919 + k * k) for k in range(80))
+        (folder / f"{index}.txt").write_text(text)

@@ -25,7 +25,7 @@ from forgellm.training.side_thread import SideThread
 from forgellm.training.trackers import Reporting, require_trackers
 from forgellm.training.webhook import Webhook
 from serving import PATIENCE_SECONDS, eventually
-from tiny_workspace import build_tiny_workspace, tiny_recipe
+from tiny_workspace import MEMORISING, build_tiny_workspace, tiny_recipe, write_unlike_notes
 
 
 @pytest.fixture
@@ -284,22 +284,8 @@ def test_the_webhook_hears_of_the_end(workspace: Workspace, receiver: Receiver) 
 
 
 def test_the_webhook_hears_of_overfitting_once(workspace: Workspace, receiver: Receiver) -> None:
-    for file in sorted((workspace.datasets / "notes").iterdir()):
-        file.unlink()
-    for index in range(4):  # nothing in common, so that validation can only get worse
-        text = " ".join(str(index * 7919 + k * k) for k in range(80))
-        (workspace.datasets / "notes" / f"{index}.txt").write_text(text)
-    _, state = train(
-        workspace,
-        webhook_url=receiver.url,
-        max_iterations=200,
-        early_stopping_patience=2,
-        save_every=5,
-        learning_rate=3e-2,
-        lora_rank=16,
-        data_mixture_ratio=1.0,
-        overfitting_threshold=0.05,
-    )
+    write_unlike_notes(workspace)
+    _, state = train(workspace, webhook_url=receiver.url, **MEMORISING)
     assert state.overfitting
     eventually(lambda: len(receiver.events) >= 2)
     assert [event["event"] for event in receiver.events] == ["overfitting", "completed"]

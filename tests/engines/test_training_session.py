@@ -33,7 +33,7 @@ from forgellm.runs.metrics import effective, read_lines
 from forgellm.runs.store import Run, latest_run
 from forgellm.schema.run import MetricsLine, RunState
 from forgellm.training.session import Session
-from tiny_workspace import build_tiny_workspace, tiny_recipe
+from tiny_workspace import MEMORISING, build_tiny_workspace, tiny_recipe, write_unlike_notes
 
 DEFAULTS: dict[str, Any] = {}
 
@@ -183,23 +183,8 @@ def test_a_diverging_run_stops_says_so_and_keeps_the_good_checkpoint(
 
 
 def test_early_stop_ends_a_run_that_only_memorises(workspace: Workspace) -> None:
-    shutil.rmtree(workspace.datasets / "notes")
-    folder = workspace.datasets / "notes"
-    folder.mkdir()
-    for index in range(4):  # nothing in common, so that validation can only get worse
-        text = " ".join(str(index * 7919 + k * k) for k in range(80))
-        (folder / f"{index}.txt").write_text(text)
-    run, state = train(
-        workspace,
-        max_iterations=200,
-        save_every=5,
-        learning_rate=3e-2,
-        lora_rank=16,
-        data_mixture_ratio=1.0,
-        overfitting_threshold=0.05,
-        early_stopping_patience=2,
-        dtype="float32",
-    )
+    write_unlike_notes(workspace)
+    run, state = train(workspace, **MEMORISING)
     assert state.stopped_early and state.phase == "completed"
     assert state.iteration < 200
     assert state.overfitting and state.overfitting_iteration is not None

@@ -17,7 +17,8 @@ class OverfittingMonitor:
     or by which the smoothed generalisation gap has grown by more than that fraction of the best.
 
     The gap is validation minus training loss, each a mean of its latest values; its growth is
-    counted from its smallest value so far.
+    counted from its smallest value so far, or from zero: while losses fall fast, the mean of the
+    training losses lags behind, and the gap rises from below zero as they flatten out.
     """
 
     def __init__(self, threshold: float, patience: int) -> None:
@@ -53,7 +54,7 @@ class OverfittingMonitor:
         if not self._training or len(self._validation) < SMOOTHING:
             return excess
         gap = fmean(self._validation[-SMOOTHING:]) - fmean(self._training)
-        self._smallest_gap = min(self._smallest_gap, gap)
+        self._smallest_gap = min(self._smallest_gap, max(gap, 0.0))
         return excess or gap - self._smallest_gap > self._threshold * best
 
     @property
