@@ -82,12 +82,12 @@ def tiny_recipe(**fields: Any) -> Recipe:
 # All weights learn a few texts by heart, which says nothing of the one that validates.
 MEMORISING: dict[str, Any] = {
     "fine_tune_type": "full",
-    "learning_rate": 1e-2,
+    "learning_rate": 5e-3,
     "max_iterations": 200,
     "save_every": 5,
     "data_mixture_ratio": 1.0,
     "overfitting_threshold": 0.05,
-    "early_stopping_patience": 2,
+    "early_stopping_patience": 1,
 }
 
 
