@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 
 from forgellm import hardware
 from forgellm.data.batches import Batch
-from forgellm.engines.answers import Answer, Question, Token
 from forgellm.engines.base import EngineInfo, ScoredToken
 from forgellm.engines.mlx import load, memory
 from forgellm.engines.mlx.adapters import attach_adapter, merge_lora
@@ -24,12 +21,7 @@ from forgellm.engines.mlx.decoding import SHORTER, BatchDecoder, can_batch
 from forgellm.engines.mlx.one_by_one import SingleDecoder, cache_bits
 from forgellm.engines.mlx.prefixes import PrefixStore
 from forgellm.engines.mlx.scoring import batch_log_probs, prove_packing, score_text
-from forgellm.engines.worker import Worker
-from forgellm.errors import InvalidRequest
-from forgellm.schema.generation import Sampling
-
-# Of the memory that is free once the weights are there, what prompts and answers may be kept in.
-_PREFIX_SHARE = 0.25
+from forgellm.engines.served_model import PREFIX_SHARE, Gauge, ServedModel
 
 
 @dataclass(frozen=True)
@@ -42,17 +34,10 @@ class _Wanted:
     kv_bits: int | None
 
 
-@dataclass
-class _Gauge:
-    """What the worker last said of its memory, to be read without waiting for it."""
-
-    num_bytes: int = 0
-
-
 class _Opened:
     """A model and the answers it makes. Lives in the worker's thread."""
 
-    def __init__(self, wanted: _Wanted, gauge: _Gauge) -> None:
+    def __init__(self, wanted: _Wanted, gauge: Gauge) -> None:
         memory.set_limits()
         adapter = wanted.adapter
         is_full = adapter is not None and adapter.is_dir()
@@ -66,7 +51,7 @@ class _Opened:
         self.vocab_size = load.vocab_size(self.split)
         self._dtype = wanted.placement.dtype
         self._packing_is_proven = False
-        prefixes = PrefixStore(int(_PREFIX_SHARE * _free_bytes()))
+        prefixes = PrefixStore(int(PREFIX_SHARE * _free_bytes()))
         self.decoder = _decoder(self.model, prefixes, wanted.kv_bits)
         self.info = _info(self.model, config, wanted.placement)
         self._prefixes = prefixes
@@ -100,12 +85,8 @@ class _Opened:
         self._gauge.num_bytes = self._weight_bytes + cache_bytes
 
 
-class MlxGenerateEngine:
-    """See `engines.base.GenerateEngine`. May be used by several threads at once.
-
-    The model itself is known only to the worker's thread, which ends when this object is gone. An
-    adapter is merged into plain weights when loaded, and stays beside quantised ones.
-    """
+class MlxGenerateEngine(ServedModel):
+    """See `served_model.ServedModel`."""
 
     def __init__(
         self,
@@ -117,50 +98,7 @@ class MlxGenerateEngine:
     ) -> None:
         """`kv_bits` (4 or 8) quantises the key-value cache: answers are then made one by one."""
         wanted = _Wanted(model_path, adapter, load.choose_placement(dtype), kv_bits)
-        self._gauge = _Gauge()
-        self._worker = Worker(partial(_Opened, wanted, self._gauge), "mlx", memory.end_thread)
-        self.info = self._worker.call(lambda opened: opened.info)
-        self.max_concurrent = self._worker.call(lambda opened: opened.decoder.max_concurrent)
-
-    def generate(
-        self, prompt_ids: list[int], sampling: Sampling, stop_ids: frozenset[int]
-    ) -> Iterator[int]:
-        with closing(self._answer(prompt_ids, sampling, stop_ids)) as tokens:
-            for token_id, _ in tokens:
-                yield token_id
-
-    def generate_scored(
-        self, prompt_ids: list[int], sampling: Sampling, stop_ids: frozenset[int], num_top: int
-    ) -> Iterator[ScoredToken]:
-        with closing(self._answer(prompt_ids, sampling, stop_ids, num_top)) as tokens:
-            for _, score in tokens:
-                assert score is not None
-                yield score
-
-    def score(self, ids: list[int], num_top: int) -> list[ScoredToken]:
-        return self._worker.call(lambda opened: opened.score(ids, num_top))
-
-    def token_log_probs(self, batch: Batch) -> NDArray[np.float32]:
-        return self._worker.call(lambda opened: opened.token_log_probs(batch))
-
-    def memory_bytes(self) -> int:
-        return self._gauge.num_bytes
-
-    def _answer(
-        self,
-        prompt_ids: list[int],
-        sampling: Sampling,
-        stop_ids: frozenset[int],
-        num_top: int | None = None,
-    ) -> Generator[Token]:
-        if not prompt_ids:
-            raise InvalidRequest("The prompt is empty.", suggestion="Send at least one character.")
-        max_tokens = min(sampling.max_tokens, self.info.context_length - len(prompt_ids))
-        if max_tokens < 1:
-            return
-        answer = Answer(Question(prompt_ids, sampling, stop_ids, max_tokens, num_top))
-        self._worker.send(lambda opened: opened.decoder.insert(answer))
-        yield from answer.tokens()
+        super().__init__(partial(_Opened, wanted), "mlx", memory.end_thread)
 
 
 def _decoder(

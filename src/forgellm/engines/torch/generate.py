@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +13,8 @@ from numpy.typing import NDArray
 
 from forgellm import hardware
 from forgellm.data.batches import Batch
-from forgellm.engines.answers import Answer, Question, Token
 from forgellm.engines.base import EngineInfo, ScoredToken
+from forgellm.engines.served_model import PREFIX_SHARE, Gauge, ServedModel
 from forgellm.engines.torch import load, memory
 from forgellm.engines.torch.adapters import attach_adapter
 from forgellm.engines.torch.decoding import SHORTER, BatchDecoder, Model
@@ -26,12 +24,7 @@ from forgellm.engines.torch.prefixes import Prefixes
 from forgellm.engines.torch.quantised import num_parameters
 from forgellm.engines.torch.scoring import batch_log_probs, score_text
 from forgellm.engines.torch.straight import straight_model
-from forgellm.engines.worker import Worker
-from forgellm.errors import ConfigError, InvalidRequest
-from forgellm.schema.generation import Sampling
-
-# Of the memory that is free once the weights are there, what prompts and answers may be kept in.
-_PREFIX_SHARE = 0.25
+from forgellm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -43,22 +36,15 @@ class _Wanted:
     placement: load.Placement
 
 
-@dataclass
-class _Gauge:
-    """What the worker last said of its memory, to be read without waiting for it."""
-
-    num_bytes: int = 0
-
-
 class _Opened:
     """A model and the answers it makes. Lives in the worker's thread."""
 
-    def __init__(self, wanted: _Wanted, gauge: _Gauge) -> None:
+    def __init__(self, wanted: _Wanted, gauge: Gauge) -> None:
         self._place, self._gauge = wanted.placement, gauge
         self.model = _loaded(wanted)
         self.info = _info(self.model, self._place)
         passes: Model[Any] = straight_model(self.model) or OwnCode(self.model)
-        self.prefixes: Prefixes[Any] = Prefixes(int(_PREFIX_SHARE * _free_bytes(self._place)))
+        self.prefixes: Prefixes[Any] = Prefixes(int(PREFIX_SHARE * _free_bytes(self._place)))
         self.decoder = BatchDecoder(passes, self.prefixes, self._place.device)
         self._weight_bytes = memory.held_bytes(self.model)
         self._measure()
@@ -86,12 +72,8 @@ class _Opened:
         self._gauge.num_bytes = self._weight_bytes + self.prefixes.num_bytes
 
 
-class TorchGenerateEngine:
-    """See `engines.base.GenerateEngine`. May be used by several threads at once.
-
-    The model itself is known only to the worker's thread, which ends when this object is gone. An
-    adapter is merged into plain weights when loaded, and stays beside quantised ones.
-    """
+class TorchGenerateEngine(ServedModel):
+    """See `served_model.ServedModel`."""
 
     def __init__(
         self,
@@ -107,51 +89,7 @@ class TorchGenerateEngine:
                 "the torch engine keeps its cache in the model's own type; use engine mlx, or none",
             )
         wanted = _Wanted(model_path, adapter, load.choose_placement(dtype))
-        self._gauge = _Gauge()
-        opening = partial(_Opened, wanted, self._gauge)
-        self._worker = Worker(opening, "torch", memory.release_freed)
-        self.info = self._worker.call(lambda opened: opened.info)
-        self.max_concurrent = BatchDecoder.max_concurrent
-
-    def generate(
-        self, prompt_ids: list[int], sampling: Sampling, stop_ids: frozenset[int]
-    ) -> Iterator[int]:
-        with closing(self._answer(prompt_ids, sampling, stop_ids)) as tokens:
-            for token_id, _ in tokens:
-                yield token_id
-
-    def generate_scored(
-        self, prompt_ids: list[int], sampling: Sampling, stop_ids: frozenset[int], num_top: int
-    ) -> Iterator[ScoredToken]:
-        with closing(self._answer(prompt_ids, sampling, stop_ids, num_top)) as tokens:
-            for _, score in tokens:
-                assert score is not None
-                yield score
-
-    def score(self, ids: list[int], num_top: int) -> list[ScoredToken]:
-        return self._worker.call(lambda opened: opened.score(ids, num_top))
-
-    def token_log_probs(self, batch: Batch) -> NDArray[np.float32]:
-        return self._worker.call(lambda opened: opened.token_log_probs(batch))
-
-    def memory_bytes(self) -> int:
-        return self._gauge.num_bytes
-
-    def _answer(
-        self,
-        prompt_ids: list[int],
-        sampling: Sampling,
-        stop_ids: frozenset[int],
-        num_top: int | None = None,
-    ) -> Generator[Token]:
-        if not prompt_ids:
-            raise InvalidRequest("The prompt is empty.", suggestion="Send at least one character.")
-        max_tokens = min(sampling.max_tokens, self.info.context_length - len(prompt_ids))
-        if max_tokens < 1:
-            return
-        answer = Answer(Question(prompt_ids, sampling, stop_ids, max_tokens, num_top))
-        self._worker.send(lambda opened: opened.decoder.insert(answer))
-        yield from answer.tokens()
+        super().__init__(partial(_Opened, wanted), "torch", memory.release_freed)
 
 
 def _loaded(wanted: _Wanted) -> Any:
