@@ -9,9 +9,10 @@ step" is the time from the start of the process to the end of the first update. 
 difference of any step's loss from ours; for conversations, which share steps in different ways,
 of the mean over all learned tokens.
 
-TRL runs with its defaults (bfloat16, gradient checkpointing), with the same in float32, and in
-float32 without checkpointing. In bfloat16 a step may take minutes where the processor has no AMX: by
-default that contender runs once and for two steps only.
+TRL runs with its defaults (bfloat16, gradient checkpointing) and, for conversations, with packing; HF
+Trainer in bfloat16. Where the processor has no AMX, a step in bfloat16 may take minutes: there TRL's
+default runs once and for two steps only, and the peers run in float32 as well, TRL with and without
+checkpointing.
 """
 
 from __future__ import annotations
@@ -156,13 +157,14 @@ def trl(
         return _trained(trainer)
 
 
-def hf_trainer(model: Path, work: Work, arrays: dict[str, Any], steps: int) -> Figures:
+def hf_trainer(
+    model: Path, work: Work, arrays: dict[str, Any], steps: int, dtype: str = "bfloat16"
+) -> Figures:
     import datasets
     import peft
-    import torch
     import transformers
 
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     if not work.is_full:
         loaded = peft.get_peft_model(loaded, _lora())
     rows = arrays["tokens"].tolist()
@@ -243,18 +245,30 @@ FLOAT32 = {"bf16": False, "model_init_kwargs": {"dtype": "float32"}}
 CONTENDERS: dict[str, tuple[Contender, dict[str, Any]]] = {
     OURS: (ours, {}),
     "TRL": (trl, {}),
+    "TRL, packing": (trl, {"is_packing": True}),
+    "HF Trainer": (hf_trainer, {}),
     "TRL, float32": (trl, FLOAT32),
     "TRL, float32, no checkpointing": (trl, FLOAT32 | {"gradient_checkpointing": False}),
     "TRL, float32, packing": (trl, FLOAT32 | {"is_packing": True}),
-    "HF Trainer, float32": (hf_trainer, {}),
+    "HF Trainer, float32": (hf_trainer, {"dtype": "float32"}),
 }
 SLOW_WITHOUT_AMX = "TRL"
 
 
 def contenders_for(work: Work, wanted: list[str] | None) -> list[str]:
-    left_out = "HF Trainer, float32" if work.in_conversations else "TRL, float32, packing"
-    names = [name for name in CONTENDERS if name != left_out]
-    return [name for name in names if name == OURS or not wanted or name in wanted]
+    """Ours and those wanted, or those that suit the work and this processor."""
+
+    def suits(name: str) -> bool:
+        is_for_conversations = "packing" in name
+        is_for_text = name.startswith("HF Trainer")
+        if is_for_text if work.in_conversations else is_for_conversations:
+            return False
+        return name == SLOW_WITHOUT_AMX or ("float32" in name) != _has_amx()
+
+    def is_wanted(name: str) -> bool:
+        return name in wanted if wanted else suits(name)
+
+    return [name for name in CONTENDERS if name == OURS or is_wanted(name)]
 
 
 def measure(model: Path, work_name: str, contenders: list[str], rounds: int, steps: int) -> None:
@@ -279,9 +293,12 @@ def measure(model: Path, work_name: str, contenders: list[str], rounds: int, ste
 
 
 def _is_slow(name: str) -> bool:
+    return name == SLOW_WITHOUT_AMX and not _has_amx()
+
+
+def _has_amx() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
-    has_amx = cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
-    return name == SLOW_WITHOUT_AMX and not has_amx
+    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
 
 
 def _loss_percent(work: Work, figures: Figures, own: Figures) -> float:
