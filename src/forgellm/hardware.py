@@ -82,8 +82,18 @@ def gpu_utilization() -> float | None:
         return None
 
 
+def gpu_names() -> list[str]:
+    """Of all NVIDIA GPUs of this machine."""
+    return [name for name, *_ in _ask_gpus("name")]
+
+
 def _ask_gpu(fields: str) -> list[str]:
-    """The first GPU's answer to `nvidia-smi --query-gpu`; empty without one."""
+    """The first GPU's answer; empty without one."""
+    return next(iter(_ask_gpus(fields)), [])
+
+
+def _ask_gpus(fields: str) -> list[list[str]]:
+    """Each GPU's answer to `nvidia-smi --query-gpu`; none without one."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -95,8 +105,8 @@ def _ask_gpu(fields: str) -> list[str]:
             timeout=10,
             check=True,
         )
-        return result.stdout.splitlines()[0].split(", ")
-    except (OSError, subprocess.SubprocessError, IndexError):
+        return [line.split(", ") for line in result.stdout.splitlines() if line]
+    except (OSError, subprocess.SubprocessError):
         return []
 
 

@@ -74,7 +74,8 @@ def refused(web: TestClient, path: str, status_code: int, code: str, /, **query:
 @pytest.mark.parametrize(
     "path",
     ["/api/models", "/api/checkpoints", "/api/dashboard/data", "/api/dashboard/realtime",
-     "/api/dataset/info", "/api/filesystem/browse", "/api/runs", "/api/queue", "/api/trash"],
+     "/api/dataset/info", "/api/filesystem/browse", "/api/runs", "/api/queue", "/api/trash",
+     "/api/hosts"],
 )  # fmt: skip
 def test_an_empty_workspace_has_empty_lists_and_nulls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
@@ -83,6 +84,19 @@ def test_an_empty_workspace_has_empty_lists_and_nulls(
     found = ask(client_of(Workspace(tmp_path.resolve())), path)
     assert found.pop("success") is True
     assert not [item for values in found.values() if isinstance(values, list) for item in values]
+
+
+def test_machines_are_listed_by_name_and_address_alone(tmp_path: Path) -> None:
+    web = client_of(Workspace(tmp_path.resolve()))
+    file = tmp_path / "hosts.toml"
+    file.write_text('[hosts.b]\naddress = "10.0.0.2"\nuser = "anna"\n[hosts.a]\naddress = "a"\n')
+    assert ask(web, "/api/hosts")["hosts"] == [
+        {"name": "b", "address": "10.0.0.2"},
+        {"name": "a", "address": "a"},
+    ]
+    file.write_text("[hosts.a]\n")
+    problem = refused(web, "/api/hosts", 400, "INVALID_CONFIG")["details"]["problems"][0]
+    assert problem == {"field": "hosts.a.address", "message": "required"}
 
 
 def test_a_base_model_is_listed_by_the_name_that_loads_it(web: TestClient, first: Run) -> None:

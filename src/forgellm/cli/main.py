@@ -25,6 +25,7 @@ _COMMANDS = {
     "models": ("forgellm.cli.models", "import, export, combine, list, pull and remove models"),
     "runs": ("forgellm.cli.runs", "list, show, resume, stop and delete runs"),
     "data": ("forgellm.cli.datasets", "list the datasets"),
+    "hosts": ("forgellm.cli.hosts", "check the machines that train along"),
     "start": ("forgellm.cli.serve", "start the model server and the web server"),
     "web": ("forgellm.cli.serve", "start the web server alone"),
     "server": ("forgellm.cli.serve", "start the model server alone"),

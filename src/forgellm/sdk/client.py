@@ -66,6 +66,10 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes, ModelRoutes):
         """Memory, disk and time of a recipe, without starting it."""
         return self._post("/api/estimate", dict(config))
 
+    def list_hosts(self) -> Reply:
+        """Names and addresses of the machines in `hosts.toml`; they are not contacted."""
+        return self._get("/api/hosts")
+
     def training_events(
         self, training_id: str | None = None, *, poll_seconds: float = 1.0
     ) -> Iterator[Reply]:

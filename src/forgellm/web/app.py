@@ -35,6 +35,7 @@ from forgellm.web.api import (
     exports,
     filesystem,
     health,
+    hosts,
     hub,
     jobs,
     model_proxy,
@@ -68,6 +69,7 @@ _OF_THE_WORKSPACE = (
     estimate,
     uploads,
     conversations,
+    hosts,
 )
 _WITH_JOBS = (publishing, combine, quantise, preparation, evaluate, hub, demo)
 

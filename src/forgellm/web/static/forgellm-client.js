@@ -74,6 +74,11 @@
             return this.#post('/api/estimate', config);
         }
 
+        /** Names and addresses of the machines in `hosts.toml`; they are not contacted. */
+        listHosts() {
+            return this.#get('/api/hosts');
+        }
+
         /**
          * A run's updates as they come, the last of them its end; without an id, the current run's.
          * Each has `event`: `training_update` for each line of the run's metrics, from its first
