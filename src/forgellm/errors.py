@@ -14,7 +14,7 @@
     + Unavailable                503
     |   + ModelServerUnavailable  EngineUnavailable  HubUnavailable  PortInUse (exit 3)
     + TrainingFailed             500            raised in the trainer, kept in the run's state
-        + OutOfMemory  NonFiniteLoss  WorkerDied  DiskFull  CheckpointCorrupt
+        + OutOfMemory  NonFiniteLoss  WorkerDied (PeerLost, PeerSilent)  DiskFull  CheckpointCorrupt
 
 Only `envelope.py` turns these into HTTP replies and only `cli/` into exit codes.
 `details` must be JSON-safe and must not hold absolute paths or secrets.
@@ -191,6 +191,20 @@ class NonFiniteLoss(TrainingFailed):
 class WorkerDied(TrainingFailed):
     code = "WORKER_DIED"
     default_suggestion = "Resume the run: it continues from its last good checkpoint."
+
+
+class PeerLost(WorkerDied):
+    """One of several processes waited in vain for another; who starts them says what became of it."""
+
+    code = "PEER_LOST"
+    exit_code = 75
+
+
+class PeerSilent(PeerLost):
+    """As PeerLost, without a sign that the other had ended: it hangs, or its machine is cut off."""
+
+    code = "PEER_SILENT"
+    exit_code = 76
 
 
 class DiskFull(TrainingFailed):

@@ -1,4 +1,4 @@
-"""A run that trains in the terminal's own process: progress, Ctrl-C, and what to do next."""
+"""A run in the terminal, trained by its own process or by others: progress, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+from forgellm.child import error_of
 from forgellm.data.progress import Tokenised
+from forgellm.errors import WorkerDied
 from forgellm.runs.lock import RunLock
+from forgellm.runs.metrics import read_lines
 from forgellm.runs.store import Run
 from forgellm.schema.run import MetricsLine, RunState
+from forgellm.supervisor import enforce_stop
 from forgellm.training.session import Session
 from forgellm.training.trainer_log import logging_to
 
 _PLAIN_SECONDS = 10.0
+_WATCH_SECONDS = 0.2
 
 
 def train_here(run: Run, lock: RunLock, *, resume: bool, console: Console) -> RunState:
@@ -35,6 +40,39 @@ def train_here(run: Run, lock: RunLock, *, resume: bool, console: Console) -> Ru
             session.observer, session.progress = view.report, view.stage
             session.on_tokenised = view.tokenised
             return session.train(run, resume=resume)
+
+
+def watch(run: Run, console: Console) -> RunState:
+    """Show how `run`, which a trainer of its own trains or waits to, goes on to its end.
+
+    Ctrl-C and SIGTERM stop it gracefully, a second one at once. Raises ForgeError: why it failed.
+    """
+    asked = Session()
+    view = (
+        _Bar(console, run.record().recipe.max_iterations)
+        if console.is_terminal
+        else _Lines(console)
+    )
+    _, offset = read_lines(run.folder)
+    with _graceful_stop(asked, console), view:
+        while True:
+            is_alive = run.is_alive()
+            state = run.written_state()
+            lines, offset = read_lines(run.folder, offset)
+            for line in lines:
+                view.report(line, state)
+            if not is_alive and state.phase != "queued":
+                break
+            if asked.stop:
+                run.request_stop()
+                enforce_stop(run)
+            time.sleep(_WATCH_SECONDS)
+    state = run.state()
+    if state.phase not in ("completed", "stopped"):
+        raise (
+            error_of(state.error) if state.error else WorkerDied("The run ended without finishing")
+        )
+    return state
 
 
 @contextmanager

@@ -6,12 +6,17 @@ import argparse
 import time
 import types
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from forgellm.errors import InvalidRequest, TrainingAlreadyRunning
 from forgellm.paths import Workspace, find_workspace
 from forgellm.schema.chain import StageRecipe, parse_stages
 from forgellm.schema.recipe import Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from forgellm.runs.store import Run
 
 # Lists of texts that may hold a comma: the flag is given once for each.
 _ONE_A_FLAG = ("probe_files", "general_files", "sample_prompts")
@@ -51,11 +56,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises ForgeError."""
-    from forgellm import supervisor
     from forgellm.cli.chain import train_chain
-    from forgellm.cli.foreground import make_console, train_here
-    from forgellm.cli.summary import print_summary
-    from forgellm.engines.process_group import is_launched, launched_rank
+    from forgellm.cli.foreground import make_console
+    from forgellm.engines.process_group import mlx_rank
     from forgellm.runs.store import find_run
     from forgellm.training.session import Session
 
@@ -66,24 +69,65 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequest("--resume continues a run as it was; it takes no other options")
     stages = stages_from(args.config, given)
     if stages is not None:
-        if is_launched():
+        if mlx_rank() is not None:
             raise InvalidRequest("mlx.launch trains one recipe at a time, without stages")
         train_chain(workspace, *stages, console)
         return 0
-    if launched_rank() > 0:
-        resumed = find_run(workspace, args.resume) if args.resume else None
-        recipe = resumed.record().recipe if resumed else recipe_from(args.config, given)
+    resumed = find_run(workspace, args.resume) if args.resume else None
+    recipe = resumed.record().recipe if resumed else recipe_from(args.config, given)
+    if mlx_rank():
         Session().follow(recipe, workspace, resumed)
-        return 0
-    if args.resume:
-        found = find_run(workspace, args.resume)
-        lock = supervisor.claim_resume(workspace, found)
+    elif recipe.num_processes > 1:
+        _train_in_processes(workspace, recipe, resumed, console)
     else:
-        found, lock = new_run(workspace, recipe_from(args.config, given))
-    console.print(f"Run {found.output_dir}")
-    state = train_here(found, lock, resume=bool(args.resume), console=console)
-    print_summary(found, state, console)
+        _train_here(workspace, recipe, resumed, console)
     return 0
+
+
+def _train_here(
+    workspace: Workspace, recipe: Recipe, resumed: Run | None, console: Console
+) -> None:
+    from forgellm import supervisor
+    from forgellm.cli.foreground import train_here
+    from forgellm.cli.summary import print_summary
+
+    if resumed:
+        found, lock = resumed, supervisor.claim_resume(workspace, resumed)
+    else:
+        found, lock = new_run(workspace, recipe)
+    console.print(f"Run {found.output_dir}")
+    state = train_here(found, lock, resume=bool(resumed), console=console)
+    print_summary(found, state, console)
+
+
+def _train_in_processes(
+    workspace: Workspace, recipe: Recipe, resumed: Run | None, console: Console
+) -> None:
+    """The trainer starts the processes, as for a run from the web page; the terminal watches it."""
+    from forgellm import supervisor
+    from forgellm.cli.foreground import watch
+    from forgellm.cli.summary import print_summary
+    from forgellm.engines.machines import meeting_at
+    from forgellm.training.plan import plan_run
+    from forgellm.training.processes import join
+
+    if recipe.rdzv_endpoint and not recipe.hosts:
+        meeting = meeting_at(
+            recipe.rdzv_endpoint, recipe.nproc_per_node, recipe.nnodes, recipe.max_restarts
+        )
+        if not meeting.is_first:
+            console.print(f"Training along; the run is written at {recipe.rdzv_endpoint}")
+            join(recipe.engine, meeting)
+            return
+    if resumed:
+        supervisor.resume_training(workspace, resumed)
+        found = resumed
+    else:
+        plan = plan_run(recipe, workspace, allow_absolute=True)
+        found = supervisor.start_training(workspace, recipe, max_seq_length=plan.max_seq_length)
+    console.print(f"Run {found.output_dir}, {recipe.num_processes} processes")
+    state = watch(found, console)
+    print_summary(found, state, console)
 
 
 def recipe_from(config: Path | None, given: dict[str, Any]) -> Recipe:

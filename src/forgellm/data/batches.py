@@ -51,6 +51,19 @@ class Batch:
         part = slice(rank, None, num_ranks)
         return type(self)(*(getattr(self, field.name)[part] for field in fields(self)))
 
+    def padding_row(self) -> Self:
+        """One row of this batch's shape in which nothing counts."""
+        return type(self)(
+            *(
+                np.full(
+                    (1, *value.shape[1:]),
+                    PADDING_SEGMENT if name in ("segment_ids", "pairs") else 0,
+                    value.dtype,
+                )
+                for name, value in ((f.name, getattr(self, f.name)) for f in fields(self))
+            )
+        )
+
     @classmethod
     def stack(cls, rows: Sequence[Self]) -> Self:
         """One batch of several."""

@@ -36,6 +36,21 @@ class PreferenceFigures:
 
 
 @dataclass(frozen=True)
+class ProcessMetrics:
+    """What one of several processes that train together has done since the last read.
+
+    Attributes:
+        num_tokens: tokens of its share that counted in the loss.
+        peak_memory_bytes: peak of the process, or of its device, so far.
+        host: the machine's name.
+    """
+
+    num_tokens: int
+    peak_memory_bytes: int
+    host: str = ""
+
+
+@dataclass(frozen=True)
 class StepMetrics:
     """Figures since the last read.
 
@@ -46,6 +61,7 @@ class StepMetrics:
         num_tokens: tokens that counted in the loss.
         peak_memory_bytes: peak of this process (CPU) or of the device, so far.
         preference: None unless pairs were trained on.
+        processes: of each process, by its number.
     """
 
     training_loss: float
@@ -53,6 +69,7 @@ class StepMetrics:
     num_tokens: int
     peak_memory_bytes: int
     preference: PreferenceFigures | None = None
+    processes: tuple[ProcessMetrics, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,15 +146,17 @@ class TrainEngine(Protocol):
     def available_bytes(self) -> int | None:
         """Free memory of the device, or None where the machine's own memory is meant."""
 
-    def save_weights(self, folder: Path, stem: str) -> list[str]:
-        """Write the trained weights into `folder`; returns the names written.
+    def save_weights(self, folder: Path | None, stem: str) -> list[str]:
+        """Write the trained weights into `folder`; returns the names written. Of several processes
+        the first names the folder; the others take part with None.
 
         Adapters: `<stem>_adapters.safetensors` in mlx-lm's layout.
         Full fine-tuning: a folder `<stem>_model/` in Hugging Face layout.
         """
 
-    def save_optimizer(self, folder: Path) -> list[str]:
-        """Write optimiser moments and random state into `folder`; returns the names written."""
+    def save_optimizer(self, folder: Path | None) -> list[str]:
+        """Write optimiser moments and random state into `folder`, as `save_weights` does; returns the
+        names written."""
 
     def load_weights(self, weights: Path) -> None:
         """Begin with what another run's `save_weights` wrote, and a fresh optimiser.

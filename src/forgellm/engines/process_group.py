@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
-_RANK_VARIABLE = "MLX_RANK"
+# What a trainer tells the processes that it starts; see `training.processes`.
+LEADER_VARIABLE = "FORGELLM_LEADER"
+STORE_VARIABLE = "FORGELLM_STORE"
+FIRST_MACHINE_VARIABLE = "FORGELLM_FIRST_MACHINE"
+
+_MLX_RANK = "MLX_RANK"
 
 
 class ProcessGroup(Protocol):
-    """Attributes:
+    """Whatever is asked of it, every process must ask, in the same order.
+
+    Attributes:
     rank: this process's number, from 0; process 0 writes the run.
     size: how many there are.
     """
@@ -22,7 +30,13 @@ class ProcessGroup(Protocol):
     def size(self) -> int: ...
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true in one of them. Every process must ask, in the same order."""
+        """Whether `flag` is true in one of them."""
+
+    def meet(self) -> None:
+        """Wait for all, however long one of them takes."""
+
+    def one_first(self) -> AbstractContextManager[None]:
+        """For what is kept on the disk: one process of each machine does it, then the others."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +49,19 @@ class Alone:
     def any(self, flag: bool) -> bool:
         return flag
 
+    def meet(self) -> None:
+        pass
 
-def is_launched() -> bool:
-    """Whether `mlx.launch` started this process."""
-    return _RANK_VARIABLE in os.environ
+    def one_first(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
-def launched_rank() -> int:
-    """This process's number among those that were started together, before any library is loaded."""
-    return int(os.environ.get(_RANK_VARIABLE, "0"))
+def is_led() -> bool:
+    """Whether a trainer started this process, to share a run that the trainer holds."""
+    return LEADER_VARIABLE in os.environ
+
+
+def mlx_rank() -> int | None:
+    """This process's number among those of `mlx.launch`, before any library is loaded; None alone."""
+    rank = os.environ.get(_MLX_RANK)
+    return None if rank is None else int(rank)

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from forgellm import hardware
@@ -14,6 +15,8 @@ from forgellm.schema.recipe import Recipe
 
 if TYPE_CHECKING:
     from forgellm.engines.base import FuseEngine, GenerateEngine, TrainEngine
+    from forgellm.engines.machines import Meeting
+    from forgellm.engines.process_group import ProcessGroup
 
 
 def engine_name(requested: str) -> str:
@@ -62,6 +65,20 @@ def load_fuse_engine(engine: str = "auto") -> FuseEngine:
     return cast("FuseEngine", _engine_class(here, "fuse")())
 
 
+def load_launcher(engine: str) -> Callable[[list[str], Meeting], None]:
+    """What runs a module of ours in several processes that train together; see `torch.launch`.
+
+    Raises ConfigError, EngineUnavailable.
+    """
+    module = _engine_module(engine, "launch")
+    return cast("Callable[[list[str], Meeting], None]", module.launch)
+
+
+def join_group(engine: str) -> ProcessGroup:
+    """The processes that this one trains with. Raises PeerLost, ConfigError, EngineUnavailable."""
+    return cast("ProcessGroup", _engine_module(engine, "process_group").process_group())
+
+
 def release_freed_memory() -> None:
     """Have torch, where it is in use, give a GPU's freed memory back. MLX's threads do so themselves."""
     if torch_memory := sys.modules.get("forgellm.engines.torch.memory"):
@@ -70,12 +87,17 @@ def release_freed_memory() -> None:
 
 def _engine_class(requested: str, part: str) -> Callable[..., Any]:
     """Such as `forgellm.engines.mlx.train.MlxTrainEngine`."""
+    name = f"{engine_name(requested).title()}{part.title()}Engine"
+    return cast("Callable[..., Any]", getattr(_engine_module(requested, part), name))
+
+
+def _engine_module(requested: str, part: str) -> ModuleType:
+    """Such as `forgellm.engines.mlx.train`."""
     name = engine_name(requested)
     try:
-        module = importlib.import_module(f"forgellm.engines.{name}.{part}")
+        return importlib.import_module(f"forgellm.engines.{name}.{part}")
     except ImportError as error:
         raise EngineUnavailable(
             f"The {name} engine cannot start: {error}",
             suggestion=f"pip install 'forgellm[{name}]'",
         ) from error
-    return cast("Callable[..., Any]", getattr(module, f"{name.title()}{part.title()}Engine"))

@@ -59,6 +59,11 @@ class Checkpoint:
         return read_json(self.folder / "position.json") or {}
 
 
+def stem_of(iteration: int) -> str:
+    """What the names of a checkpoint's files begin with."""
+    return f"{iteration:07d}"
+
+
 def write_checkpoint(
     run_folder: Path,
     iteration: int,
@@ -73,7 +78,7 @@ def write_checkpoint(
     `write_resume(folder)` writes the rest. Only the holder of the run's lock may call this.
     Raises DiskFull or TrainingFailed; the earlier checkpoints are then as they were.
     """
-    stem = f"{iteration:07d}"
+    stem = stem_of(iteration)
     staging = run_folder / f"{_TEMPORARY}{stem}"
     try:
         _remove_leftovers(run_folder)

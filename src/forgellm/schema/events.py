@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from forgellm.schema.answers import HeldModel
 from forgellm.schema.evaluation import EvaluationLine
 from forgellm.schema.request import Request
-from forgellm.schema.run import Phase, Tokenising
+from forgellm.schema.run import Phase, ProcessFigures, Tokenising
 
 
 class SubscribeRequest(Request):
@@ -55,6 +55,7 @@ class TrainingUpdate(RunEvent):
     tokenising: Tokenising | None = Field(
         description="While a run is preparing and its text is not in the cache."
     )
+    processes: list[ProcessFigures] = Field(description="Where several train together, else empty.")
 
 
 class EvaluationUpdate(RunEvent):

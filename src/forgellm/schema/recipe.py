@@ -20,15 +20,23 @@ from forgellm.schema.request import Request
 
 TrainingType = Literal["cpt", "ift", "dpo", "orpo"]
 TRAINING_TYPES: tuple[TrainingType, ...] = get_args(TrainingType)
-# What the address of a webhook holds may be secret, and a queue is of no use to others.
-PRIVATE_FIELDS = frozenset({"webhook_url", "queue"})
+# What the address of a webhook holds may be secret; a queue and one's machines are of no use to
+# others, and the figures do not depend on how many processes shared the work.
+PRIVATE_FIELDS = frozenset(
+    {"webhook_url", "queue", "nproc_per_node", "nnodes", "rdzv_endpoint", "hosts", "max_restarts",
+     "parallelism", "cpu_offload"}
+)  # fmt: skip
 LrSchedule = Literal["cosine", "linear", "constant", "wsd"]
 ColumnRole = Literal["messages", "user", "assistant", "system", "prompt", "chosen", "rejected"]
 LoraTarget = Literal["all", "attention"] | list[str]
 TrackerName = Literal["trackio", "wandb", "tensorboard", "mlflow"]
 
+Parallelism = Literal["auto", "ddp", "fsdp"]
+
 PathName = Annotated[str, Field(min_length=1, max_length=1000)]
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 _MAX_PROBLEMS = 20
+_HOST = r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:]+\])"
 _SCHEME_AND_HOST = r"https?://[^\s/?#@\\]+"
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _SCHEDULE_ALIASES = {
@@ -235,6 +243,36 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
     )
     queue: bool = Field(False, description="If a run is active, wait for it instead of failing.")
 
+    nproc_per_node: int = Field(
+        1, ge=1, le=64, description="Processes on each machine that share every batch; one per GPU."
+    )
+    nnodes: int = Field(1, ge=1, le=1024, description="Machines that train together.")
+    rdzv_endpoint: str | None = Field(
+        None,
+        max_length=300,
+        pattern=rf"^{_HOST}:\d{{1,5}}$",
+        description="HOST:PORT where several machines meet; the machine with that name writes the run.",
+    )
+    hosts: list[HostName] = Field(
+        default_factory=list,
+        max_length=256,
+        description="Names in hosts.toml of the machines that are to train along, started over ssh.",
+    )
+    max_restarts: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="How often a run of several processes goes on from its last checkpoint after one is lost.",
+    )
+    parallelism: Parallelism = Field(
+        "auto",
+        description="ddp: each process holds the whole model. fsdp: each holds a share of it. auto: ddp where it fits.",
+    )
+    cpu_offload: bool = Field(
+        False,
+        description="fsdp on GPUs: shares wait in the machine's memory; less GPU memory, slower.",
+    )
+
     @field_validator("lr_schedule", mode="before")
     @classmethod
     def _known_schedule_name(cls, value: Any) -> Any:
@@ -261,6 +299,14 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
             raise ValueError("general_files: replay auto needs general text to measure")
         if self.replay == "auto" and self.learns_preferences:
             raise ValueError("replay: dpo and orpo have none")
+        if self.hosts and self.nnodes not in (1, len(self.hosts) + 1):
+            raise ValueError("nnodes: is one more than hosts, this machine")
+        if self.nnodes > 1 and not self.hosts and self.rdzv_endpoint is None:
+            raise ValueError("rdzv_endpoint: needed with nnodes, for the machines to meet at")
+        if self.batch_size % self.num_processes:
+            raise ValueError(
+                f"batch_size: must be a multiple of the {self.num_processes} processes"
+            )
         if self.min_lr is not None and self.learning_rate is not None:
             if self.min_lr > self.learning_rate:
                 raise ValueError("min_lr: must not exceed learning_rate")
@@ -270,6 +316,15 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
     def learns_preferences(self) -> bool:
         """Whether it trains on pairs of answers."""
         return self.training_type in ("dpo", "orpo")
+
+    @property
+    def num_machines(self) -> int:
+        return max(self.nnodes, len(self.hosts) + 1)
+
+    @property
+    def num_processes(self) -> int:
+        """How many train together, on all machines."""
+        return self.nproc_per_node * self.num_machines
 
     def resolved(self) -> Recipe:
         """This recipe with every default that needs no model filled in."""

@@ -70,6 +70,15 @@ class Tokenising(BaseModel):
     num_tokens: int
 
 
+class ProcessFigures(BaseModel):
+    """One of several processes that train together, since the last report."""
+
+    rank: int = Field(description="Its number, from 0; process 0 writes the run.")
+    host: str
+    memory_usage_gb: float = Field(description="Peak of the process, or of its GPU.")
+    tokens_per_second: float = Field(description="Of its own share of the tokens.")
+
+
 class RunState(BaseModel):
     """`state.json`: where the run is now. Replaced atomically by the trainer."""
 
@@ -83,6 +92,9 @@ class RunState(BaseModel):
     error: dict[str, Any] | None = None
     heartbeat: str = ""
     tokenising: Tokenising | None = None
+    processes: list[ProcessFigures] = Field(
+        default_factory=list, description="Where several train together."
+    )
 
 
 class MetricsLine(BaseModel):

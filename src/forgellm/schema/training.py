@@ -8,7 +8,7 @@ from pydantic import Field
 
 from forgellm.schema.recipe import TrainingType
 from forgellm.schema.reply import Item, Reply
-from forgellm.schema.run import Phase, Tokenising
+from forgellm.schema.run import Phase, ProcessFigures, Tokenising
 
 
 class TrainingReply(Reply):
@@ -41,6 +41,7 @@ class StatusReply(Reply):
     tokenising: Tokenising | None = Field(
         description="While a run is preparing and its text is not in the cache."
     )
+    processes: list[ProcessFigures] = Field(description="Where several train together, else empty.")
     overfitting: bool | None
     error: dict[str, Any] | None = Field(description="Of a run that failed.")
     warnings: list[str]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from forgellm.data.prepared import PreparedData
-from forgellm.engines.base import StepMetrics, TrainEngine
+from forgellm.engines.base import ProcessMetrics, StepMetrics, TrainEngine
 from forgellm.errors import NonFiniteLoss
 from forgellm.hardware import GB
 from forgellm.paths import iso_utc
 from forgellm.runs.checkpoints import Checkpoint
 from forgellm.runs.summary import eta_minutes
 from forgellm.schema.recipe import Recipe
-from forgellm.schema.run import ACTIVE_PHASES, MetricsLine, Phase, RunState
+from forgellm.schema.run import ACTIVE_PHASES, MetricsLine, Phase, ProcessFigures, RunState
 from forgellm.training.evaluations import RunEvaluations
 from forgellm.training.overfitting import OverfittingMonitor
 from forgellm.training.recorder import Recorder
@@ -128,6 +128,7 @@ class TrainingLoop:
         self._iteration_seconds.append(seconds / self._unread_iterations)
         self._trained_tokens += metrics.num_tokens
         self._require_finite(iteration, metrics)
+        self._state.processes = _figures_of(metrics.processes, seconds)
         loss = self._validate(iteration) if self._evaluates(iteration) else None
         line = self._write_line(iteration, metrics, seconds, loss)
         self._monitor.observe(line)
@@ -192,6 +193,7 @@ class TrainingLoop:
         self._recorder.checkpoint(
             iteration, validation_loss, self._engine, position, self._recipe.max_checkpoints
         )
+        self._engine.group.meet()  # one may take longer over the disk than the others
         self._last_saved = iteration
         self._measure(iteration)
 
@@ -231,3 +233,18 @@ class TrainingLoop:
             state.heartbeat = iso_utc()
             self._recorder.state(state)
             self._state_written = now
+
+
+def _figures_of(processes: Sequence[ProcessMetrics], seconds: float) -> list[ProcessFigures]:
+    """Of several; of one alone the run's own figures say it."""
+    if len(processes) < 2:
+        return []
+    return [
+        ProcessFigures(
+            rank=rank,
+            host=process.host,
+            memory_usage_gb=process.peak_memory_bytes / GB,
+            tokens_per_second=process.num_tokens / seconds,
+        )
+        for rank, process in enumerate(processes)
+    ]

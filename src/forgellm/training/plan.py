@@ -89,6 +89,9 @@ def plan_compute(recipe: Recipe, model: ModelFolder, workspace: Workspace) -> Pl
     """The part of a plan that needs no data. Raises ConfigError, DoesNotFit, DiskTooSmall."""
     require_trackers(recipe.report_to)
     recipe = recipe.resolved()
+    if recipe.parallelism == "auto":
+        parallelism = "fsdp" if recipe.fine_tune_type == "full" else "ddp"
+        recipe = recipe.model_copy(update={"parallelism": parallelism})
     seq_len = resolve_seq_length(recipe, model.facts.context_length)
     _require_disk(workspace.models, model.facts, recipe)
     estimate = _require_memory(recipe, model, seq_len)

@@ -1,7 +1,7 @@
 """Where the loop's figures, states and checkpoints go: into the run, or nowhere.
 
-Of several processes that train together the first writes; the others compute the same and keep
-silent.
+Of several processes that train together the first writes; the others compute the same, keep silent,
+and give their part of a checkpoint.
 """
 
 from __future__ import annotations
@@ -120,8 +120,16 @@ class SilentRecorder:
     def state(self, state: RunState) -> None:
         pass
 
-    def checkpoint(self, *_: Any) -> None:
-        pass
+    def checkpoint(
+        self,
+        iteration: int,
+        validation_loss: float | None,
+        engine: TrainEngine,
+        position: dict[str, Any],
+        keep: int,
+    ) -> None:
+        engine.save_weights(None, checkpoints.stem_of(iteration))
+        engine.save_optimizer(None)
 
     def evaluations_until(self, iteration: int) -> list[EvaluationLine]:
         return self._earlier.evaluations_until(iteration) if self._earlier else []

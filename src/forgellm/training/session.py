@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,9 +17,16 @@ from forgellm.data.progress import OnProgress, Tokenised
 from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME, Tokenizer
 from forgellm.engines.base import TrainEngine
 from forgellm.engines.merged_model import model_under
-from forgellm.engines.process_group import is_launched
-from forgellm.engines.registry import engine_name, load_train_engine
-from forgellm.errors import CheckpointNotFound, ConfigError, ForgeError, OutOfMemory, TrainingFailed
+from forgellm.engines.process_group import mlx_rank
+from forgellm.engines.registry import engine_name, join_group, load_train_engine
+from forgellm.errors import (
+    CheckpointNotFound,
+    ConfigError,
+    ForgeError,
+    OutOfMemory,
+    PeerLost,
+    TrainingFailed,
+)
 from forgellm.evaluation.suite import Suite, suite_of
 from forgellm.paths import Workspace, iso_utc
 from forgellm.runs import checkpoints
@@ -42,8 +50,13 @@ from forgellm.training.start import Start, find_start
 log = logging.getLogger(__name__)
 
 
-class _Stopped(Exception):
+class Stopped(ForgeError):
     """A stop request came before the first update."""
+
+    code = "STOPPED"
+
+    def __init__(self) -> None:
+        super().__init__("Stopped before the first update")
 
 
 @dataclass(frozen=True)
@@ -85,26 +98,17 @@ class Session:
 
     def _train_or_record(self, run: Run, resume: bool, followers: Followers) -> RunState:
         try:
-            return self._train(run, resume, followers)
-        except _Stopped:
+            with _failures_named():
+                return self._train(run, resume, followers)
+        except Stopped:
             state = RunState(phase="stopped", heartbeat=iso_utc())
             run.write_state(state)
             return state
+        except PeerLost:
+            raise  # who started the processes says how the run goes on or ends
         except ForgeError as error:
             _record_failure(run, error)
             raise
-        except MemoryError as error:
-            out_of_memory = OutOfMemory("The machine ran out of memory")
-            _record_failure(run, out_of_memory)
-            raise out_of_memory from error
-        except Exception as error:
-            log.exception("the run failed")
-            failure = TrainingFailed(
-                f"The trainer met an unexpected {type(error).__name__}: {error}",
-                suggestion="Look at the run's trainer.log.",
-            )
-            _record_failure(run, failure)
-            raise failure from error
 
     def _train(self, run: Run, resume: bool, followers: Followers) -> RunState:
         record = run.record()
@@ -137,7 +141,7 @@ class Session:
         summary = record.data if record else {}
         checkpoint = self._checkpoint_to_resume(resume_from) if resume_from else None
         earlier = RunRecorder(resume_from) if resume_from else None
-        with kept_awake():
+        with kept_awake(), _failures_named():
             if resume_from and record:
                 start = _start_of(record, resume_from, resume=True)
             else:
@@ -156,36 +160,36 @@ class Session:
     ) -> _Ready:
         """Data (that of `summary` for a resume), model and a rehearsed step.
 
-        Raises ForgeError and _Stopped.
+        Raises ForgeError and Stopped.
         """
 
         def should_stop() -> bool:
             return self.stop or stop_requested()
 
-        recipe = start.recipe
-        _require_engine_of_launcher(recipe.engine)
-        suite = suite_of(recipe, workspace)
-        if merged_ancestor(start.lineage):
-            self.progress("finding or merging the model to start from")
-        model = model_under(recipe, start.lineage, workspace)
-        plan = plan_compute(recipe, model, workspace)
-        self.progress("reading and tokenising the documents")
-        tokenizer = Tokenizer.load(model.path, start.template_folder)
-
         def on_progress(figure: Tokenised) -> None:
             if should_stop():
-                raise _Stopped
+                raise Stopped
             tell(figure)
             self.on_tokenised(figure)
 
-        data = _prepare(summary, workspace, plan, tokenizer, on_progress)
+        recipe = start.recipe
+        _require_engine_of_launcher(recipe.engine)
+        suite = suite_of(recipe, workspace)
+        group = join_group(recipe.engine)
+        with group.one_first():
+            if merged_ancestor(start.lineage):
+                self.progress("finding or merging the model to start from")
+            model = model_under(recipe, start.lineage, workspace)
+            plan = plan_compute(recipe, model, workspace)
+            self.progress("reading and tokenising the documents")
+            tokenizer = Tokenizer.load(model.path, start.template_folder)
+            data = _prepare(summary, workspace, plan, tokenizer, on_progress)
         if not summary:
             data = self._without_leaks(data, suite, plan, tokenizer, should_stop)
         self.progress("loading the model")
         engine = load_train_engine(plan.recipe, plan.model.path)
         if start.weights is not None:
             engine.load_weights(start.weights)
-        group = engine.group
         data = data.shared(group.rank, group.size)
         self.progress("rehearsing one step")
         measured = rehearse(engine, data, plan)
@@ -201,11 +205,11 @@ class Session:
         tokenizer: Tokenizer,
         should_stop: Callable[[], bool],
     ) -> PreparedData:
-        """With what else there is to warn of. Raises DataError, _Stopped."""
+        """With what else there is to warn of. Raises DataError, Stopped."""
 
         def on_step() -> None:
             if should_stop():
-                raise _Stopped
+                raise Stopped
 
         self.progress("looking for what is measured in the training text")
         warnings = overlap_warnings(data, suite, tokenizer, plan.recipe, on_step)
@@ -214,7 +218,7 @@ class Session:
     def _referred(self, ready: _Ready, resumed: Run | None) -> _Ready:
         """With what the model said of the pairs at the start, where the loss asks for it.
 
-        Raises CheckpointCorrupt and _Stopped.
+        Raises CheckpointCorrupt and Stopped.
         """
         if ready.plan.recipe.training_type != "dpo":
             return ready
@@ -223,7 +227,7 @@ class Session:
         self.progress("scoring the pairs with the model as it is")
         reference = score_pairs(ready.engine, ready.data, ready.should_stop)
         if reference is None:
-            raise _Stopped
+            raise Stopped
         return replace(ready, data=ready.data.with_reference(reference))
 
     def _loop(self, ready: _Ready, recorder: Recorder, observer: Observer) -> TrainingLoop:
@@ -255,6 +259,23 @@ class Session:
         return checkpoint
 
 
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    """Whatever goes wrong leaves as a ForgeError."""
+    try:
+        yield
+    except ForgeError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemory("The machine ran out of memory") from error
+    except Exception as error:
+        log.exception("the run failed")
+        raise TrainingFailed(
+            f"The trainer met an unexpected {type(error).__name__}: {error}",
+            suggestion="Look at the run's trainer.log.",
+        ) from error
+
+
 def _prepare(
     summary: dict[str, Any],
     workspace: Workspace,
@@ -277,8 +298,8 @@ def _replay_rule(ready: _Ready) -> ReplayRule | None:
 
 
 def _require_engine_of_launcher(engine: str) -> None:
-    """Raises ConfigError where a launcher's processes would not know of each other."""
-    if is_launched() and engine_name(engine) != "mlx":
+    """Raises ConfigError where processes of `mlx.launch` would not know of each other."""
+    if mlx_rank() is not None and engine_name(engine) != "mlx":
         raise ConfigError.one("engine", "processes of mlx.launch train together with mlx only")
 
 

@@ -170,6 +170,7 @@ class RunFeed:
                 "overfitting": state.overfitting,
                 "overfitting_iteration": state.overfitting_iteration,
                 "tokenising": tokenising_of(state),
+                "processes": state.processes,
             }
         )
 

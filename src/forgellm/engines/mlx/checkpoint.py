@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from forgellm.engines.checkpoint_files import OPTIMIZER_FILE, RNG_FILE
+from forgellm.engines.checkpoint_files import OPTIMIZER_FILE, RNG_FILE, optimizer_files
 from forgellm.engines.mlx import load
 from forgellm.engines.mlx.optimizer import Moments
 from forgellm.engines.mlx.random_state import random_state, set_random_state
@@ -45,7 +45,10 @@ def save_optimizer(moments: Moments, folder: Path) -> list[str]:
 def restore_optimizer(params: Tensors, folder: Path) -> Moments:
     """The moments of `params`; the random state too, if MLX wrote it. Raises CheckpointCorrupt."""
     try:
-        state, random = read_tensors(folder / OPTIMIZER_FILE), read_tensors(folder / RNG_FILE)
+        state: Tensors = {}
+        for file in optimizer_files(folder):
+            state |= read_tensors(file)
+        random = read_tensors(folder / RNG_FILE)
         moments = Moments(
             {name: state[f"{name}.exp_avg"] for name in params},
             {name: state[f"{name}.exp_avg_sq"] for name in params},

@@ -22,7 +22,6 @@ from forgellm.engines.mlx.cross_entropy import (
     cross_entropy_sum,
     target_log_probs,
 )
-from forgellm.engines.mlx.distributed import MlxGroup
 from forgellm.engines.mlx.grad_checkpoint import checkpoint_blocks
 from forgellm.engines.mlx.in_training import MlxAnswers
 from forgellm.engines.mlx.preference import (
@@ -31,6 +30,7 @@ from forgellm.engines.mlx.preference import (
     device_pairs,
     preference_sums,
 )
+from forgellm.engines.mlx.process_group import process_group
 from forgellm.engines.mlx.random_state import random_state, set_random_state
 from forgellm.engines.mlx.scoring import device_batch, packed_hidden_states, prove_packing
 from forgellm.engines.mlx.tensor_files import Tensors, read_tensors
@@ -46,7 +46,7 @@ class MlxTrainEngine:
 
     def __init__(self, recipe: Recipe, model_path: Path) -> None:
         memory.set_limits()
-        self.group = MlxGroup()
+        self.group = process_group()
         self._recipe = recipe
         self._place = load.choose_placement(recipe.dtype)
         self._model_path = model_path
@@ -260,7 +260,9 @@ class MlxTrainEngine:
 
     # --- checkpoints ------------------------------------------------------------------------
 
-    def save_weights(self, folder: Path, stem: str) -> list[str]:
+    def save_weights(self, folder: Path | None, stem: str) -> list[str]:
+        if folder is None:
+            return []
         self._use(self.params)
         if self._lora is not None:
             name = f"{stem}_adapters.safetensors"
@@ -269,7 +271,9 @@ class MlxTrainEngine:
         checkpoint.save_model(self.model, self._model_path, folder / f"{stem}_model")
         return [f"{stem}_model"]
 
-    def save_optimizer(self, folder: Path) -> list[str]:
+    def save_optimizer(self, folder: Path | None) -> list[str]:
+        if folder is None:
+            return []
         return checkpoint.save_optimizer(self.moments, folder)
 
     def load_weights(self, weights: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from forgellm.engines.adapter import require_fit, settings_beside
 from forgellm.engines.torch.lora import LINEAR, LoraLinear, lora_layers
+from forgellm.engines.torch.sharding import fill, whole
 from forgellm.errors import CheckpointCorrupt, UnsupportedModel
 
 
@@ -23,9 +24,12 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def save_adapter(model: nn.Module, file: Path) -> None:
-    tensors = {name: value.contiguous().cpu() for name, value in adapter_tensors(model).items()}
-    save_file(tensors, file, metadata={"format": "pt"})
+def save_adapter(model: nn.Module, file: Path | None) -> None:
+    """All processes take part; the one that has a file writes it."""
+    own = adapter_tensors(model)
+    tensors = {name: whole(value).contiguous().cpu() for name, value in own.items()}
+    if file is not None:
+        save_file(tensors, file, metadata={"format": "pt"})
 
 
 def read_adapter(file: Path) -> dict[str, Tensor]:
@@ -44,9 +48,8 @@ def copy_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         {name: tuple(value.shape) for name, value in own.items()},
         {name: tuple(value.shape) for name, value in tensors.items()},
     )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(tensors[name])
+    for name, value in own.items():
+        fill(value, tensors[name])
 
 
 def attach_adapter(model: nn.Module, file: Path) -> None:

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from forgellm.data.batches import Batch, PairBatch
 from forgellm.engines import adapter
-from forgellm.engines.base import EngineInfo, StepMetrics
-from forgellm.engines.checkpoint_files import OPTIMIZER_FILE, RNG_FILE
+from forgellm.engines.base import EngineInfo, ProcessMetrics, StepMetrics
 from forgellm.engines.layers import last_blocks
 from forgellm.engines.preference import preference_figures
-from forgellm.engines.process_group import Alone
-from forgellm.engines.torch import adapters, load, memory
+from forgellm.engines.torch import adapters, checkpoint, load, memory
 from forgellm.engines.torch.block import use_closed_forms
 from forgellm.engines.torch.in_training import TorchAnswers
 from forgellm.engines.torch.lora import add_lora
 from forgellm.engines.torch.preference import answer_log_probs, preference_sums
+from forgellm.engines.torch.process_group import process_group
 from forgellm.engines.torch.quantised import num_parameters
 from forgellm.engines.torch.row_threads import RowThreads
 from forgellm.engines.torch.scoring import loss_sum, prove_packing
-from forgellm.errors import CheckpointCorrupt
+from forgellm.engines.torch.sharding import Sharded, num_local, shard, whole
 from forgellm.schema.recipe import Recipe
-
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class TorchTrainEngine:
@@ -42,24 +38,27 @@ class TorchTrainEngine:
 
     def __init__(self, recipe: Recipe, model_path: Path) -> None:
         memory.keep_freed_memory()
-        self.group = Alone()
+        self.group = process_group()
         self._recipe = recipe
         self._place = load.choose_placement(recipe.dtype)
-        torch.manual_seed(recipe.seed)
+        is_sharded = recipe.parallelism == "fsdp" and self.group.size > 1
+        torch.manual_seed(recipe.seed + self.group.rank)
         full = recipe.fine_tune_type == "full"
         adapter.require_trainable(recipe, is_quantised=bool(load.affine_settings(model_path)))
         # Full fine-tuning keeps float32 weights, or small updates would be rounded away.
         weights_dtype = torch.float32 if full else self._place.dtype
-        self.model = load.load_model(model_path, weights_dtype, self._place.device)
+        device = torch.device("cpu") if is_sharded else self._place.device
+        self.model = load.load_model(model_path, weights_dtype, device)
         vocab_size = int(self.model.config.get_text_config().vocab_size)
-        prove_packing(self.model.eval(), self._place.device, weights_dtype, vocab_size)
+        prove_packing(self.model.eval(), device, weights_dtype, vocab_size)
         self._lora = None if full else adapter.settings_of(recipe)
         self._layer_names = self._make_trainable()
-        if self._place.device.type == "cpu":
+        if self._place.device.type == "cpu" and not is_sharded:
             use_closed_forms(self.model)
         if recipe.grad_checkpoint:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
+        self._sharded = self._shard() if is_sharded else None
         self._trainable: dict[str, nn.Parameter] = {
             n: p for n, p in self.model.named_parameters() if p.requires_grad
         }
@@ -72,7 +71,7 @@ class TorchTrainEngine:
     # --- one update -------------------------------------------------------------------------
 
     def step(self, batch: Batch, learning_rate: float, update: bool) -> None:
-        with memory.out_of_memory_named():
+        with memory.out_of_memory_named(), self.group.losses_named():
             self._totals = self._backward(batch) + self._totals
             self._pending_terms += batch.num_terms
             self._num_terms += batch.num_terms
@@ -83,9 +82,9 @@ class TorchTrainEngine:
     def _backward(self, batch: Batch) -> Tensor:
         """Add the batch's gradients to what has gathered; its `_sums`."""
         parameters = list(self._trainable.values())
-        if self._lora is None:  # a second set of all weights' gradients would not fit
-            sums = self._sums(batch)
-            sums[0].backward()  # type: ignore[no-untyped-call]
+        if self._sharded or not self._lora:  # a second set of their gradients would not fit
+            sums = (self._sharded or self._sums)(batch)
+            sums[0].backward()
             return sums.detach()
 
         def work(part: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -112,16 +111,19 @@ class TorchTrainEngine:
 
     def _compute_type(self) -> torch.autocast:
         device, dtype = self._place.device, self._place.dtype
-        enabled = self._lora is None and dtype != torch.float32
+        enabled = not (self._lora or self._sharded) and dtype != torch.float32
         return torch.autocast(device.type, dtype=dtype, enabled=enabled)
 
     def _update(self, learning_rate: float) -> None:
         """Divide by the terms of all micro-batches, so that accumulation equals the big batch."""
         parameters = list(self._trainable.values())
         grads = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_div_(grads, float(max(1, self._pending_terms)))
+        if not self._sharded:
+            self.group.sum_in_place(grads)
+        (num_terms,) = self.group.sum([self._pending_terms])
+        torch._foreach_div_(grads, max(1.0, num_terms))
         limit = self._recipe.max_grad_norm or float("inf")
-        self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+        self._grad_norm = whole(nn.utils.clip_grad_norm_(parameters, limit).detach())
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
@@ -131,13 +133,17 @@ class TorchTrainEngine:
     # --- figures ----------------------------------------------------------------------------
 
     def read_metrics(self) -> StepMetrics:
-        loss, *pairs = (float(total) for total in self._totals)
+        peak = memory.peak_bytes(self._place.device)
+        own = (self._num_tokens, peak, socket.gethostname())
+        loss, *pairs, num_terms = self.group.sum([*self._totals.tolist(), self._num_terms])
+        processes = [ProcessMetrics(*figures) for figures in self.group.gather(own)]
         metrics = StepMetrics(
-            training_loss=loss / max(1, self._num_terms),
+            training_loss=loss / max(1, num_terms),
             grad_norm=float(self._grad_norm),
-            num_tokens=self._num_tokens,
-            peak_memory_bytes=memory.peak_bytes(self._place.device),
-            preference=preference_figures(pairs, self._num_terms) if pairs else None,
+            num_tokens=sum(process.num_tokens for process in processes),
+            peak_memory_bytes=max(process.peak_memory_bytes for process in processes),
+            preference=preference_figures(pairs, int(num_terms)) if pairs else None,
+            processes=tuple(processes),
         )
         self._reset_counters()
         return metrics
@@ -154,21 +160,32 @@ class TorchTrainEngine:
             for batch in batches:
                 if should_stop():
                     break
-                total += sum(self._row_threads.map(self._loss, batch))
+                total += self._loss(batch)
                 num_terms += batch.num_terms
         finally:
             self.model.train()
-        return total / num_terms if num_terms else float("nan")
+        total, terms = self.group.sum([total, num_terms])
+        return total / terms if terms else float("nan")
 
     def _loss(self, batch: Batch) -> float:
-        with torch.no_grad():
-            return float(self._sums(batch)[0])
+        """The loss summed over the batch's terms, of this process's rows."""
+
+        def loss(part: Batch) -> float:
+            with torch.no_grad(), self.group.losses_named():
+                return float((self._sharded or self._sums)(part)[0])
+
+        if self._sharded:  # all must compute for one to have the weights
+            return loss(batch if len(batch.tokens) else batch.padding_row())
+        return sum(self._row_threads.map(loss, batch))
 
     @contextmanager
     def evaluating(self) -> Iterator[TorchAnswers]:
         self.model.eval()
         try:
-            with self._compute_type():
+            with (
+                self._compute_type(),
+                self._sharded.answering() if self._sharded else nullcontext(),
+            ):
                 yield TorchAnswers(self.model, self._place, self.info)
         finally:
             self.model.train()
@@ -178,11 +195,11 @@ class TorchTrainEngine:
         device = self._place.device
         memory.reset_peak(device)
         rng = torch.get_rng_state()
-        with memory.out_of_memory_named():
+        with memory.out_of_memory_named(), self.group.losses_named():
             self._backward(batch)
         self._optimizer.zero_grad(set_to_none=True)
         torch.set_rng_state(rng)
-        moments = 8 * sum(int(p.numel()) for p in self._trainable.values())
+        moments = 8 * sum(num_local(p) for p in self._trainable.values())
         return memory.peak_bytes(device) + moments
 
     def available_bytes(self) -> int | None:
@@ -190,52 +207,26 @@ class TorchTrainEngine:
 
     # --- checkpoints ------------------------------------------------------------------------
 
-    def save_weights(self, folder: Path, stem: str) -> list[str]:
-        if self._lora is not None:
-            name = f"{stem}_adapters.safetensors"
-            adapters.save_adapter(self.model, folder / name)
-            return [name]
-        self.model.save_pretrained(folder / f"{stem}_model")
-        return [f"{stem}_model"]
+    def save_weights(self, folder: Path | None, stem: str) -> list[str]:
+        if self._lora is None:
+            checkpoint.save_model(self.model, folder and folder / f"{stem}_model", self.group)
+            return [f"{stem}_model"]
+        name = f"{stem}_adapters.safetensors"
+        adapters.save_adapter(self.model, folder and folder / name)
+        return [name]
 
-    def save_optimizer(self, folder: Path) -> list[str]:
-        tensors = {
-            f"{name}.{key}": self._optimizer.state[parameter][key].cpu().contiguous()
-            for name, parameter in self._trainable.items()
-            for key in _MOMENTS
-            if parameter in self._optimizer.state
-        }
-        save_file(tensors, folder / OPTIMIZER_FILE)
-        rng = {"cpu": torch.get_rng_state()}
-        if self._place.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state()
-        save_file(rng, folder / RNG_FILE)
-        return [OPTIMIZER_FILE, RNG_FILE]
+    def save_optimizer(self, folder: Path | None) -> list[str]:
+        return checkpoint.save_optimizer(self._optimizer, self._trainable, folder, self.group)
 
     def load_weights(self, weights: Path) -> None:
         if self._lora is not None:
             adapters.copy_into(self.model, adapters.read_adapter(weights))
         else:
-            saved = load.load_model(weights, torch.float32, self._place.device)
-            self.model.load_state_dict(saved.state_dict())
+            checkpoint.load_model(self.model, weights)
 
     def restore(self, weights: Path, optimizer_folder: Path) -> None:
         self.load_weights(weights)
-        try:
-            state = load_file(optimizer_folder / OPTIMIZER_FILE)
-            rng = load_file(optimizer_folder / RNG_FILE)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointCorrupt(f"The optimiser state cannot be read: {error}") from error
-        for name, parameter in self._trainable.items():
-            self._optimizer.state[parameter] = {
-                key: state[f"{name}.{key}"].to("cpu" if key == "step" else parameter.device)
-                for key in _MOMENTS
-                if f"{name}.{key}" in state
-            }
-        if "cpu" in rng:
-            torch.set_rng_state(rng["cpu"])
-        if "cuda" in rng and self._place.device.type == "cuda":
-            torch.cuda.set_rng_state(rng["cuda"])
+        checkpoint.restore_optimizer(self._optimizer, self._trainable, optimizer_folder, self.group)
 
     def adapter_config(self) -> dict[str, Any] | None:
         if self._lora is None:
@@ -252,6 +243,15 @@ class TorchTrainEngine:
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in trained)
         return []
+
+    def _shard(self) -> Sharded:
+        return shard(
+            self.model,
+            self._sums,
+            self._place.device,
+            gather_dtype=None if self._lora else self._place.dtype,
+            cpu_offload=self._recipe.cpu_offload,
+        )
 
     def _may_share_rows(self) -> bool:
         """On a CPU, and where no random numbers are drawn that the threads would take in turn."""

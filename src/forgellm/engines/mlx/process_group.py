@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from contextlib import AbstractContextManager, nullcontext
+
 import mlx.core as mx
 from mlx.nn.utils import average_gradients
 from mlx.utils import tree_flatten
@@ -27,6 +30,12 @@ class MlxGroup:
         # On the CPU's stream, so that the question does not wait for the GPU's step.
         return flag if self.size == 1 else float(self.sum(mx.array(float(flag)))) > 0
 
+    def meet(self) -> None:
+        self.any(False)
+
+    def one_first(self) -> AbstractContextManager[None]:
+        return nullcontext()  # MLX's processes have a machine each
+
     def sum(self, value: mx.array) -> mx.array:
         """Over all processes, elementwise."""
         if self.size == 1:
@@ -39,3 +48,9 @@ class MlxGroup:
             return grads
         averaged = tree_flatten(average_gradients(grads, self._group))  # it nests dotted names
         return {name: grad * self.size for name, grad in averaged}
+
+
+@functools.cache
+def process_group() -> MlxGroup:
+    """The one this process belongs to."""
+    return MlxGroup()

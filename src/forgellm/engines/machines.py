@@ -1,0 +1,105 @@
+"""Where processes of several machines meet, and which of this machine's addresses leads there."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+import psutil
+
+from forgellm.errors import ConfigError
+
+_LOOPBACK = "127.0.0.1"
+_ANYWHERE = "192.0.2.1"  # set apart for documents (RFC 5737): the way there is the way out
+_DISCARD = 9
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Attributes:
+    endpoint: HOST:PORT of the first machine.
+    is_first: whether this is that machine.
+    own_address, own_interface: of this machine, as the others see it.
+    """
+
+    endpoint: str
+    is_first: bool
+    own_address: str
+    own_interface: str | None
+    nproc_per_node: int
+    nnodes: int = 1
+    max_restarts: int = 0
+
+
+def meeting_here(nproc_per_node: int, max_restarts: int) -> Meeting:
+    """Of the processes of this machine alone."""
+    endpoint = f"{_LOOPBACK}:{free_port(_LOOPBACK)}"
+    interface = _own_addresses().get(_LOOPBACK)
+    return Meeting(endpoint, True, _LOOPBACK, interface, nproc_per_node, 1, max_restarts)
+
+
+def meeting_at(
+    endpoint: str,
+    nproc_per_node: int,
+    nnodes: int,
+    max_restarts: int,
+    *,
+    is_first: bool | None = None,
+) -> Meeting:
+    """Of the processes of several machines; the first is the one that the endpoint names.
+
+    Raises ConfigError.
+    """
+    host, port = _host_and_port(endpoint)
+    own = _own_addresses()
+    try:
+        named = {str(info[4][0]) for info in socket.getaddrinfo(host, port)} & own.keys()
+    except OSError as error:
+        raise ConfigError.one("rdzv_endpoint", f"{host} is not known here: {error}") from error
+    address = next(iter(named), None)
+    if address is None or ipaddress.ip_address(address).is_loopback:
+        address = address_towards(host if address is None else _ANYWHERE) or address or _LOOPBACK
+    return Meeting(
+        endpoint,
+        bool(named) if is_first is None else is_first,
+        address,
+        own.get(address),
+        nproc_per_node,
+        nnodes,
+        max_restarts,
+    )
+
+
+def address_towards(host: str) -> str | None:
+    """This machine's address on the way to another; None where no way leads. Nothing is sent."""
+    try:
+        family = socket.getaddrinfo(host, _DISCARD)[0][0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, _DISCARD))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
+def free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def _host_and_port(endpoint: str) -> tuple[str, int]:
+    host, _, port = endpoint.rpartition(":")
+    if not 0 < int(port) < 65536:
+        raise ConfigError.one("rdzv_endpoint", "the port must be between 1 and 65535")
+    return host.strip("[]"), int(port)
+
+
+def _own_addresses() -> dict[str, str]:
+    """The interface of each address of this machine."""
+    return {
+        entry.address.partition("%")[0]: name
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if entry.family in (socket.AF_INET, socket.AF_INET6)
+    }
