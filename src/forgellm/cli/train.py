@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from forgellm.errors import InvalidRequest, TrainingAlreadyRunning
 from forgellm.paths import Workspace, find_workspace
 from forgellm.schema.chain import StageRecipe, parse_stages
-from forgellm.schema.recipe import Recipe, parse_recipe
+from forgellm.schema.recipe import MACHINE_FIELDS, Recipe, parse_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,8 +65,11 @@ def run(args: argparse.Namespace) -> int:
     workspace = find_workspace(args.workspace)
     console = make_console()
     given = {n: v for n in Recipe.model_fields if (v := getattr(args, n)) is not None}
-    if args.resume and (given or args.config):
-        raise InvalidRequest("--resume continues a run as it was; it takes no other options")
+    if args.resume and (args.config or given.keys() - MACHINE_FIELDS):
+        raise InvalidRequest(
+            "--resume continues a run as it was; only who shares the work may change: "
+            + ", ".join("--" + name.replace("_", "-") for name in sorted(MACHINE_FIELDS))
+        )
     stages = stages_from(args.config, given)
     if stages is not None:
         if mlx_rank() is not None:
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         train_chain(workspace, *stages, console)
         return 0
     resumed = find_run(workspace, args.resume) if args.resume else None
-    recipe = resumed.record().recipe if resumed else recipe_from(args.config, given)
+    recipe = _shared_anew(resumed, given) if resumed else recipe_from(args.config, given)
     if mlx_rank():
         Session().follow(recipe, workspace, resumed)
     elif recipe.num_processes > 1:
@@ -130,6 +133,16 @@ def _train_in_processes(
     print_summary(found, state, console)
 
 
+def _shared_anew(run: Run, given: dict[str, Any]) -> Recipe:
+    """The recipe of a run to be resumed, kept with what is `given` of machines. Raises ConfigError."""
+    record = run.record()
+    if not given or run.is_alive():
+        return record.recipe
+    recipe = parse_recipe({**record.recipe.model_dump(), **_fields_of(given)}, from_text=True)
+    run.write_record(record.model_copy(update={"recipe": recipe}))
+    return recipe
+
+
 def recipe_from(config: Path | None, given: dict[str, Any]) -> Recipe:
     """A recipe of a YAML file and flags, the flags first. Raises ConfigError, InvalidRequest."""
     values = _read_yaml(config) if config else {}
@@ -152,8 +165,9 @@ def _fields_of(given: dict[str, Any]) -> dict[str, Any]:
     """Flags whose text stands for more than one value, taken apart."""
     if isinstance(given.get("lora_target"), str) and "," in given["lora_target"]:
         given["lora_target"] = given["lora_target"].split(",")
-    if isinstance(given.get("report_to"), str):
-        given["report_to"] = given["report_to"].split(",")
+    for name in ("report_to", "hosts"):
+        if isinstance(given.get(name), str):
+            given[name] = given[name].split(",")
     if isinstance(given.get("columns"), str):
         pairs = [part.partition("=") for part in given["columns"].split(",")]
         given["columns"] = {name.strip(): column.strip() for name, _, column in pairs}

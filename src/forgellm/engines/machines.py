@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import psutil
 
 from forgellm.errors import ConfigError
+from forgellm.hosts.network import address_towards
 
 _LOOPBACK = "127.0.0.1"
 _ANYWHERE = "192.0.2.1"  # set apart for documents (RFC 5737): the way there is the way out
-_DISCARD = 9
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,6 @@ def meeting_at(
         nnodes,
         max_restarts,
     )
-
-
-def address_towards(host: str) -> str | None:
-    """This machine's address on the way to another; None where no way leads. Nothing is sent."""
-    try:
-        family = socket.getaddrinfo(host, _DISCARD)[0][0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, _DISCARD))
-            return str(probe.getsockname()[0])
-    except OSError:
-        return None
 
 
 def free_port(address: str) -> int:

@@ -30,7 +30,7 @@ def passed_on(command: list[str]) -> Iterator[None]:
     """
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
-        found = list(_running(command))
+        found = list(running(command))
         for process in found:
             with suppress(psutil.Error):
                 process.send_signal(ASKED_TO_STOP)
@@ -45,7 +45,8 @@ def passed_on(command: list[str]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _running(command: list[str]) -> Iterator[psutil.Process]:
+def running(command: list[str]) -> Iterator[psutil.Process]:
+    """This process's descendants that run `command`."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             if process.cmdline() == command:

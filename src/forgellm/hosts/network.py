@@ -60,10 +60,15 @@ def word_at(address: str, port: int) -> str:
 
 
 def own_address_towards(host: Host) -> str | None:
-    """The address of this machine from which packets to `host` leave; None where none is found,
-    as for a machine that only another one can reach."""
+    """As `address_towards`, for a machine as the user's ssh settings know it."""
+    return address_towards(_resolved(host))
+
+
+def address_towards(name: str) -> str | None:
+    """The address of this machine from which packets to another leave; None where none is found, as
+    for one that only a third can reach."""
     try:
-        found = socket.getaddrinfo(_resolved(host), 9, type=socket.SOCK_DGRAM)
+        found = socket.getaddrinfo(name, 9, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError):
         return None
     for family, kind, protocol, _, there in found:

@@ -20,12 +20,12 @@ from forgellm.schema.request import Request
 
 TrainingType = Literal["cpt", "ift", "dpo", "orpo"]
 TRAINING_TYPES: tuple[TrainingType, ...] = get_args(TrainingType)
-# What the address of a webhook holds may be secret; a queue and one's machines are of no use to
-# others, and the figures do not depend on how many processes shared the work.
-PRIVATE_FIELDS = frozenset(
-    {"webhook_url", "queue", "nproc_per_node", "nnodes", "rdzv_endpoint", "hosts", "max_restarts",
-     "parallelism", "cpu_offload"}
+# Who shares the work: the figures do not depend on it, and a resumed run may have others.
+MACHINE_FIELDS = frozenset(
+    {"nproc_per_node", "nnodes", "rdzv_endpoint", "hosts", "max_restarts", "parallelism", "cpu_offload"}
 )  # fmt: skip
+# What the address of a webhook holds may be secret; a queue and one's machines are of no use to others.
+PRIVATE_FIELDS = MACHINE_FIELDS | {"webhook_url", "queue"}
 LrSchedule = Literal["cosine", "linear", "constant", "wsd"]
 ColumnRole = Literal["messages", "user", "assistant", "system", "prompt", "chosen", "rejected"]
 LoraTarget = Literal["all", "attention"] | list[str]

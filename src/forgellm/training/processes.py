@@ -14,12 +14,13 @@ from forgellm.child import error_of
 from forgellm.engines.machines import Meeting, meeting_at, meeting_here
 from forgellm.engines.process_group import LEADER_VARIABLE
 from forgellm.engines.registry import load_launcher
-from forgellm.engines.stop_requests import StoppedWaiting
+from forgellm.engines.stop_requests import StoppedWaiting, command_of
 from forgellm.errors import ForgeError, WorkerDied
 from forgellm.paths import iso_utc
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import ACTIVE_PHASES, Phase, RunState
+from forgellm.training.other_machines import endpoint_for, training_along
 
 _WORKER = "forgellm.training"
 
@@ -32,13 +33,15 @@ def lead(run: Run, *, resume: bool) -> RunState:
     recipe = run.record().recipe
     arguments = [_WORKER, str(run.folder), *(["--resume"] if resume else [])]
     try:
-        _start(recipe.engine, arguments, _meeting_of(recipe))
+        meeting = _meeting_of(run, recipe)
+        with training_along(run, recipe, meeting, command_of(arguments)):
+            _start(recipe.engine, arguments, meeting)
         _raise_failure(run.written_state())
     except StoppedWaiting:
         _end(run, "stopped")
     except ForgeError as error:
         if run.written_state().phase in ACTIVE_PHASES:
-            _end(run, "interrupted", error)
+            _end(run, "interrupted" if isinstance(error, WorkerDied) else "failed", error)
         raise
     return run.written_state()
 
@@ -60,11 +63,11 @@ def _start(engine: str, module_arguments: list[str], meeting: Meeting) -> None:
     launch(module_arguments, meeting)
 
 
-def _meeting_of(recipe: Recipe) -> Meeting:
-    if recipe.rdzv_endpoint is None:
+def _meeting_of(run: Run, recipe: Recipe) -> Meeting:
+    if recipe.num_machines == 1:
         return meeting_here(recipe.nproc_per_node, recipe.max_restarts)
     return meeting_at(
-        recipe.rdzv_endpoint,
+        endpoint_for(run, recipe),
         recipe.nproc_per_node,
         recipe.num_machines,
         recipe.max_restarts,

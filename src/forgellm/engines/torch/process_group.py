@@ -70,16 +70,16 @@ class TorchGroup:
 
     def __init__(self) -> None:
         environment = os.environ
-        seconds = float(environment.get(_TIMEOUT_VARIABLE) or _TIMEOUT_SECONDS)
-        timeout = timedelta(seconds=seconds)
         host, _, port = environment[STORE_VARIABLE].rpartition(":")
+        timeout = timedelta(seconds=float(environment.get(_TIMEOUT_VARIABLE) or _TIMEOUT_SECONDS))
         agents = TCPStore(host.strip("[]"), int(port), is_master=False, timeout=timeout)
         # Each start and restart of the processes has another port of its own.
         attempt = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
         self._store = PrefixStore(f"forgellm/{attempt}", agents)
         self.size = int(environment["WORLD_SIZE"])
         self._local_rank = int(environment["LOCAL_RANK"])
-        self.rank = self._own_rank()
+        self.rank, timeout = self._own_rank(timeout)
+        self._store.set_timeout(timeout)
         self._num_meetings = 0
         if torch.cuda.is_available():
             torch.cuda.set_device(self._local_rank)
@@ -93,14 +93,16 @@ class TorchGroup:
             )
         self.hosts: list[str] = self.gather(socket.gethostname())
 
-    def _own_rank(self) -> int:
-        """torchrun numbers machines by their names; here the one that has the run comes first."""
+    def _own_rank(self, timeout: timedelta) -> tuple[int, timedelta]:
+        """The first machine is the one that has the run, whatever torchrun's numbers; its patience is
+        that of all."""
         rank = int(os.environ["RANK"])
         if FIRST_MACHINE_VARIABLE in os.environ:
-            self._store.set("first", str(rank - self._local_rank))
+            first = {"rank": rank - self._local_rank, "seconds": timeout.total_seconds()}
+            self._store.set("first", orjson.dumps(first).decode())
         with self.losses_named():
-            first = int(self._store.get("first"))
-        return (rank - first) % self.size
+            first = orjson.loads(self._store.get("first"))
+        return (rank - first["rank"]) % self.size, timedelta(seconds=first["seconds"])
 
     # --- agreeing ---------------------------------------------------------------------------
 
