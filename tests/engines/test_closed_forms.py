@@ -54,6 +54,26 @@ def test_closed_forms_equal_the_models_own_code(
         torch.testing.assert_close(gradient, plain[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("fine_tune_type", ["lora", "full"])
+def test_gradient_checkpointing_keeps_a_blocks_input_alone(
+    tmp_path: Path, fine_tune_type: str
+) -> None:
+    folder = build_tiny_model(tmp_path)
+    kept = []
+    for grad_checkpoint in (False, True):
+        fields = {"fine_tune_type": fine_tune_type, "grad_checkpoint": grad_checkpoint}
+        recipe = Recipe(model_name="m", dataset="d", dtype="float32", **fields)
+        engine = TorchTrainEngine(recipe.resolved(), folder)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor,
+            lambda tensor: tensor,
+        ):
+            engine._sums(BATCH)
+        kept.append(sum(sizes))
+    assert kept[1] < 0.3 * kept[0]
+
+
 @pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
 def test_blocks_of_another_kind_keep_their_own_code(tmp_path: Path, architecture: str) -> None:
     model = load_model(build_tiny_model(tmp_path, architecture), torch.float32, CPU)

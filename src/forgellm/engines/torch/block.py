@@ -3,7 +3,8 @@ every gradient has its closed form.
 
 The kind: root-mean-square norm, attention with rotary positions (queries and keys normed or not),
 norm, gated SiLU (Shazeer 2020, arXiv 2002.05202), two residual sums; each linear layer plain or with
-LoRA. Norms, rotations and gates are computed again in the backward pass, products are kept.
+LoRA. Norms, rotations and gates are computed again in the backward pass, products are kept, or with
+gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) only the block's input.
 A block is taken for one only if both its output and its gradient come out as its own code says.
 
 Letters: B rows, T tokens, N = B * T, D hidden size, H heads or key-value heads, d head size.
@@ -116,7 +117,8 @@ class DecoderBlock:
 
 class _Block(torch.autograd.Function):
     """x [B, T, D] -> [B, T, D]. `trained` are the block's parameters that want gradients; products
-    are computed in `dtype`, sums in that of x."""
+    are computed in `dtype`, sums in that of x. With `again` all is computed again for the backward
+    pass, and only x is kept."""
 
     @staticmethod
     def forward(
@@ -126,28 +128,22 @@ class _Block(torch.autograd.Function):
         angles: Angles,
         layout: PackedLayout,
         dtype: torch.dtype,
+        again: bool,
         *trained: Tensor,
     ) -> Tensor:
-        b, rows, tokens = block, *x.shape[:2]
-        qkv, low_qkv = b.qkv(b.input_norm(x, dtype).flatten(0, 1))
-        qkv = qkv.view(rows, tokens, -1)
-        attended, lse = attention_forward(*b.turned(qkv, angles), b.scale, layout)
-        sums, low_out = b.output(attended.transpose(1, 2).reshape(rows * tokens, -1))
-        middle = _added(sums, x)
-        gate_up, low_gate_up = b.gate_up(b.mlp_norm(middle, dtype).flatten(0, 1))
-        act, _, up = b.gated(gate_up)
-        out, low_down = b.down(act.mul_(up))
-        lows = (low_qkv, low_out, low_gate_up, low_down)
-        ctx.save_for_backward(x, qkv, attended, lse, middle, gate_up, *_flat(lows))
-        ctx.block, ctx.angles, ctx.layout, ctx.trained = block, angles, layout, trained
-        return _added(out, middle)
+        out, kept = _computed(x, block, angles, layout, dtype)
+        ctx.save_for_backward(x, *([] if again else kept))
+        ctx.settings, ctx.trained = (block, angles, layout, dtype), trained
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        b: DecoderBlock = ctx.block
-        x, qkv, attended, lse, middle, gate_up, *flat = ctx.saved_tensors
+        b: DecoderBlock
+        b, angles, layout, dtype = ctx.settings
+        x, *kept = ctx.saved_tensors
+        qkv, attended, lse, middle, gate_up, *flat = kept or _computed(x, *ctx.settings)[1]
         low_qkv, low_out, low_gate_up, low_down = _from_flat(flat)
-        grads, dtype = Gradients(ctx.trained), qkv.dtype
+        grads = Gradients(ctx.trained)
 
         act, gate, up = b.gated(gate_up)
         g = grad.flatten(0, 1).to(dtype)
@@ -169,9 +165,9 @@ class _Block(torch.autograd.Function):
         d_attended = b.output.backward(g, rows, low_out, grads)
         assert d_attended is not None
         d_attended = d_attended.view(attended.transpose(1, 2).shape).transpose(1, 2)
-        q, k, v = b.turned(qkv, ctx.angles)
-        d_heads = attention_backward(d_attended, q, k, v, attended, lse, b.scale, ctx.layout)
-        d_qkv = b.turned_backward(*d_heads, qkv, ctx.angles, grads)
+        q, k, v = b.turned(qkv, angles)
+        d_heads = attention_backward(d_attended, q, k, v, attended, lse, b.scale, layout)
+        d_qkv = b.turned_backward(*d_heads, qkv, angles, grads)
 
         wants_x = ctx.needs_input_grad[0] or b.input_norm.is_trained
         h = b.input_norm(x, dtype).flatten(0, 1)
@@ -179,7 +175,24 @@ class _Block(torch.autograd.Function):
         d_x = None
         if d_h is not None:
             d_x = b.input_norm.backward(d_h.view_as(x), x, grads).add_(d_middle)
-        return d_x, None, None, None, None, *grads.in_order()
+        return d_x, None, None, None, None, None, *grads.in_order()
+
+
+def _computed(
+    x: Tensor, block: DecoderBlock, angles: Angles, layout: PackedLayout, dtype: torch.dtype
+) -> tuple[Tensor, list[Any]]:
+    """A block's output, and what its backward pass needs besides x."""
+    b, rows, tokens = block, *x.shape[:2]
+    qkv, low_qkv = b.qkv(b.input_norm(x, dtype).flatten(0, 1))
+    qkv = qkv.view(rows, tokens, -1)
+    attended, lse = attention_forward(*b.turned(qkv, angles), b.scale, layout)
+    sums, low_out = b.output(attended.transpose(1, 2).reshape(rows * tokens, -1))
+    middle = _added(sums, x)
+    gate_up, low_gate_up = b.gate_up(b.mlp_norm(middle, dtype).flatten(0, 1))
+    act, _, up = b.gated(gate_up)
+    out, low_down = b.down(act.mul_(up))
+    lows = (low_qkv, low_out, low_gate_up, low_down)
+    return _added(out, middle), [qkv, attended, lse, middle, gate_up, *_flat(lows)]
 
 
 def _added(sums: Tensor, x: Tensor) -> Tensor:
@@ -212,7 +225,8 @@ def use_closed_forms(model: Any) -> int:
         except (AttributeError, TypeError):
             continue
         own = layer.forward
-        closed = partial(_forward, own, block, [p for p in layer.parameters() if p.requires_grad])
+        trained = [p for p in layer.parameters() if p.requires_grad]
+        closed = partial(_forward, layer, own, block, trained)
         if _agree(own, closed, decoder, block):
             block.join()
             layer.forward = closed
@@ -221,6 +235,7 @@ def use_closed_forms(model: Any) -> int:
 
 
 def _forward(
+    layer: Any,
     own: Callable[..., Any],
     block: DecoderBlock,
     trained: list[nn.Parameter],
@@ -241,8 +256,9 @@ def _forward(
         is_mixed = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if is_mixed else hidden_states.dtype
         cos, sin = (angle.to(dtype) for angle in position_embeddings)
+        again = bool(getattr(layer, "gradient_checkpointing", False))
         with torch.autocast("cpu", enabled=False):
-            return _apply(hidden_states, block, (cos, sin), packed, dtype, *trained)
+            return _apply(hidden_states, block, (cos, sin), packed, dtype, again, *trained)
     return own(
         hidden_states,
         *args,
