@@ -67,14 +67,15 @@ def run(args: argparse.Namespace, workspace: Workspace) -> int:
 
 
 def _asker(args: argparse.Namespace, workspace: Workspace) -> AbstractContextManager[Asker]:
-    from forgellm.questions.asker import EndpointAsker, EngineAsker, endpoint_key
+    from forgellm.endpoint import key_in
+    from forgellm.questions.asker import KEY_VARIABLE, EndpointAsker, EngineAsker
 
     if args.endpoint:
         if not args.api_model or args.model or args.adapter_path:
             raise InvalidRequest(
                 "--endpoint goes with --api-model, and with no model of this machine"
             )
-        return EndpointAsker(args.endpoint, args.api_model, key=endpoint_key())
+        return EndpointAsker(args.endpoint, args.api_model, key=key_in(KEY_VARIABLE))
     if args.api_model:
         raise InvalidRequest("--api-model needs --endpoint")
     from forgellm.cli.model_choice import ModelChoice

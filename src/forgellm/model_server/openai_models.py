@@ -22,21 +22,13 @@ def known_models(shelf: Shelf) -> list[Model]:
     for slot, source in shelf.slots:
         files = source.adapter or source.model
         created = int(files.stat().st_mtime) if files.exists() else 0
-        models.append(Model(id=_id_of(slot.request, source, shelf.workspace), created=created))
+        models.append(Model(id=id_of(slot.request, source, shelf.workspace), created=created))
     for listed in list_models(shelf.workspace):
         name = listed.path or listed.name
         if all(model.id != name for model in models):
             created = int(datetime.fromisoformat(listed.created_at).timestamp())
             models.append(Model(id=name, created=created))
     return models
-
-
-def known_model(shelf: Shelf, name: str) -> Model:
-    """Raises ModelNotFound."""
-    for model in known_models(shelf):
-        if model.id == name:
-            return model
-    raise ModelNotFound(name, [], suggestion="See GET /v1/models for those on this machine")
 
 
 async def slot_named(shelf: Shelf, name: str, may_replace: bool) -> Slot | None:
@@ -51,7 +43,7 @@ async def slot_named(shelf: Shelf, name: str, may_replace: bool) -> Slot | None:
 def _load_if_needed(shelf: Shelf, name: str, may_replace: bool) -> Slot | None:
     held = shelf.slots
     for slot, source in held:
-        if name == _id_of(slot.request, source, shelf.workspace):
+        if name == id_of(slot.request, source, shelf.workspace):
             return slot
     request = _load_request(name, shelf.workspace)
     wanted = find_source(request, shelf.workspace)
@@ -77,7 +69,8 @@ def _load_request(name: str, workspace: Workspace) -> LoadRequest:
     return LoadRequest(model_name=name, adapter_path=None)
 
 
-def _id_of(request: LoadRequest, source: Source, workspace: Workspace) -> str:
+def id_of(request: LoadRequest, source: Source, workspace: Workspace) -> str:
+    """What these files are called below `/v1`."""
     if request.adapter_path:
         name = request.adapter_path.removeprefix("./").rstrip("/")
     else:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Generic, TypeVar
 
-from forgellm.errors import Conflict, ForgeError, ModelNotLoaded, NotFound, Unavailable
+from forgellm.errors import ForgeError, ModelNotLoaded, Unavailable
 from forgellm.model_server.loading import LoadedModel, detached
 from forgellm.model_server.slot import Line, Slot
+from forgellm.model_server.tickets import Ticket, Tickets
 
 _log = logging.getLogger(__name__)
 MAX_WAITING = 64
@@ -38,23 +38,6 @@ class Wanted:
     is_latest: bool = False
 
 
-class Ticket:
-    """A request that waits or is being answered."""
-
-    def __init__(self) -> None:
-        self.waiting: asyncio.Timeout | None = None
-        self._cancelled = Event()
-
-    def is_cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-    def cancel(self) -> None:
-        """To be called in the event loop."""
-        self._cancelled.set()
-        if self.waiting is not None:
-            self.waiting.reschedule(asyncio.get_running_loop().time())
-
-
 class Turns:
     """Who may use which model. Belongs to one event loop.
 
@@ -70,7 +53,7 @@ class Turns:
         self._gate = asyncio.Lock()
         self._num_inside = 0  # past the gate, until their answers end
         self._one_left = asyncio.Event()
-        self._tickets: dict[str, Ticket] = {}
+        self._tickets = Tickets()
 
     async def start(
         self,
@@ -84,18 +67,17 @@ class Turns:
         `prepare` runs in a thread. Whoever is cancelled before that gets the items `if_cancelled`.
         Raises Conflict, Unavailable, ModelNotLoaded and what `wanted.choose` and `prepare` raise.
         """
-        if request_id in self._tickets:
-            raise Conflict("A request with this request_id is running or waiting already")
+        self._tickets.require_new(request_id)
         self._require_room()
-        ticket = self._tickets[request_id] = Ticket()
+        ticket = self._tickets.issue(request_id)
         stream = AnswerStream[Item]()
         try:
             async with asyncio.timeout(None) as ticket.waiting:
-                while not await self._begin(request_id, wanted, prepare, stream):
+                while not await self._begin(ticket, wanted, prepare, stream):
                     if not wanted.is_latest:
                         raise ModelNotLoaded("The model was unloaded before it was this one's turn")
         except BaseException as error:
-            del self._tickets[request_id]
+            self._tickets.take_back(ticket)
             if isinstance(error, TimeoutError) and ticket.is_cancelled():
                 stream.end_with(if_cancelled)
                 return stream
@@ -106,15 +88,7 @@ class Turns:
 
     def cancel(self, request_id: str | None) -> list[str]:
         """Cancel one request, or all; returns the ids of those cancelled. Raises NotFound."""
-        if request_id is not None and request_id not in self._tickets:
-            raise NotFound(
-                "No such request is running or waiting",
-                suggestion="It may have ended by itself.",
-            )
-        cancelled = list(self._tickets) if request_id is None else [request_id]
-        for name in cancelled:
-            self._tickets[name].cancel()
-        return cancelled
+        return self._tickets.cancel(request_id)
 
     def _require_room(self) -> None:
         """Raises Unavailable when too many wait already."""
@@ -127,7 +101,7 @@ class Turns:
 
     async def _begin(
         self,
-        request_id: str,
+        ticket: Ticket,
         wanted: Wanted,
         prepare: Callable[[LoadedModel], Work[Item]],
         stream: AnswerStream[Item],
@@ -141,8 +115,7 @@ class Turns:
                     self._leave()
                     return False
                 work = await asyncio.to_thread(prepare, model)
-                ticket = self._tickets[request_id]
-                stream.start(model, work, ticket, lambda: self._end(request_id, slot.line))
+                stream.start(model, work, ticket, lambda: self._end(ticket, slot.line))
                 slot.line.num_running += 1
                 self._num_running += 1
                 return True
@@ -176,16 +149,12 @@ class Turns:
         self._num_inside -= 1
         self._one_left.set()
 
-    def _end(self, request_id: str, line: Line) -> None:
-        del self._tickets[request_id]
+    def _end(self, ticket: Ticket, line: Line) -> None:
+        self._tickets.take_back(ticket)
         self._num_running -= 1
         line.num_running -= 1
         line.one_ended.set()
         self._leave()
-
-
-def new_request_id(prefix: str = "gen-") -> str:
-    return prefix + secrets.token_hex(12)
 
 
 class AnswerStream(Generic[Item]):

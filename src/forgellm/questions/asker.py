@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
+from forgellm.endpoint import plain_address
 from forgellm.errors import InvalidRequest, Unavailable
 from forgellm.questions.prompts import Prompt
 from forgellm.schema.generation import Sampling
@@ -77,7 +77,7 @@ class EndpointAsker:
     ) -> None:
         """Raises InvalidRequest for anything but an address of http or https."""
         self.name, self._style = name, style
-        self._url = _checked(url)
+        self._url = plain_address(url, "The endpoint")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     def __enter__(self) -> EndpointAsker:
@@ -160,32 +160,6 @@ class EndpointAsker:
         except orjson.JSONDecodeError:
             found = None
         return reply.status_code, found, float(after) if after.isdecimal() else 0.0
-
-
-def endpoint_key() -> str | None:
-    """From the environment alone, so that it stands in no history of commands and in no file.
-
-    Raises InvalidRequest if it cannot be part of a header.
-    """
-    key = os.environ.get(KEY_VARIABLE)
-    if key and not (key.isascii() and key.isprintable()):
-        raise InvalidRequest(f"{KEY_VARIABLE} holds characters that no key has")
-    return key or None
-
-
-def _checked(url: str) -> str:
-    refused = InvalidRequest(
-        "The endpoint must be an address that begins with http:// or https://",
-        suggestion="Such as http://127.0.0.1:5001/v1; a key belongs into the environment.",
-    )
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise refused from None
-    is_plain = not (parts.query or parts.fragment or parts.username or parts.password)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
-        raise refused
-    return url.rstrip("/")
 
 
 def _bounded(reply: httpx2.Response) -> bytes:
