@@ -37,8 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Servers:
     """`forgellm start` on a workspace. The ports stay, so that a page finds it again."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, *flags: str) -> None:
         self.workspace = workspace
+        self._flags = flags
         self.web_port, self.server_port = _free_port(), _free_port()
         self.url = f"http://127.0.0.1:{self.web_port}"
         self.start()
@@ -53,7 +54,8 @@ class Servers:
             "--workspace",
             str(self.workspace.root),
         ]
-        self.process = subprocess.Popen([*command, *ports], stdout=subprocess.DEVNULL)
+        command += [*ports, *self._flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         eventually(self._answers)
 
     def end(self, with_signal: signal.Signals = signal.SIGINT) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import expect
 
 from browser.conftest import Servers, Watched
+from forgellm.paths import Workspace
+from odd_server import odd_server, stream_reply
 
 
 def ask(tab: Watched, text: str, num_answers: int) -> None:
@@ -79,3 +82,19 @@ def test_a_conversation_is_found_exported_and_deleted(tab: Watched) -> None:
     item.get_by_role("button").click()
     tab.page.click("text=Delete for good")
     item.wait_for(state="detached")
+
+
+def test_an_upstreams_model_answers_where_there_is_none_here(browser: Any, tmp_path: Path) -> None:
+    chunk = b'data: {"choices": [{"delta": {"content": "Yes"}, "finish_reason": "stop"}]}\n\n'
+    with odd_server() as upstream:
+        upstream.say = lambda handler: stream_reply(handler, chunk, b"data: [DONE]\n\n")
+        servers = Servers(Workspace(tmp_path.resolve()), "--upstream", upstream.url)
+        tab = Watched(browser, servers.url)
+        begin(tab, "/chat")
+        assert tab.page.locator(".pane-head option").all_inner_texts() == ["odd"]
+        ask(tab, "Turns it?", 1)
+        assert tab.page.locator(".answer .markdown").inner_text() == "Yes"
+        tab.page.wait_for_selector(".pane-head >> text=ready")
+        tab.context.close()
+        servers.end()
+    assert tab.errors == [] and tab.foreign == []

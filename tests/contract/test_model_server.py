@@ -158,7 +158,7 @@ def test_replies_have_the_fields_of_the_spec(server: httpx2.Client) -> None:
         "error": None,
     }
     one = found | {"iteration": None, "context_length": 512}
-    assert status(server) == {"success": True, **found, "models": [one]}
+    assert status(server) == {"success": True, **found, "models": [one], "upstream_models": None}
     assert server.post("/api/model/unload").json() == {
         "success": True,
         "message": "Model unloaded successfully",

@@ -7,75 +7,27 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
-import psutil
 import pytest
 
 from forgellm import supervisor
+from forgellm.cli.main import main
 from forgellm.paths import Workspace
 from forgellm.runs.store import active_run
 from forgellm.supervisor import stop_training
 from forgellm.training.session import Session
+from odd_server import odd_server, stream_reply
+from served_command import Server
 from serving import PATIENCE_SECONDS, eventually
 from spec_lines import lines_of_the_spec, needs_spec
 from tiny_model import build_tiny_model
 from tiny_tokenizer import TRAINING_TEXT, build_tiny_tokenizer
 from tiny_workspace import tiny_recipe
 
-Start = Callable[..., "Server"]
-
-
-class Server:
-    """A `forgellm` command that serves; `url` is what it printed."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "forgellm", *arguments],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        name = "Model server: " if arguments[0] == "server" else "ForgeLLM: "
-        eventually(lambda: self._line(name) or self.process.poll() is not None)
-        self.url = (self._line(name) or "").removeprefix(name)
-        assert self.url, "".join(self.lines)
-        self.client = httpx2.Client(base_url=self.url.split("?")[0], timeout=PATIENCE_SECONDS)
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip("\n"))
-
-    def _line(self, start: str) -> str | None:
-        return next((line for line in self.lines if line.startswith(start)), None)
-
-    def end(self, with_signal: signal.Signals = signal.SIGINT) -> int:
-        self.client.close()
-        self.process.send_signal(with_signal)
-        code = self.process.wait(PATIENCE_SECONDS)
-        self._reader.join(PATIENCE_SECONDS)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
-
-    def get(self, path: str) -> Any:
-        return self.client.get(path).json()
-
-    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        return self.client.post(path, json=body).json()
-
-    def model_server(self) -> psutil.Process:
-        (child,) = psutil.Process(self.process.pid).children()
-        return child
+Start = Callable[..., Server]
 
 
 @pytest.fixture
@@ -176,6 +128,35 @@ def test_model_server_does_not_outlive_a_killed_parent(start: Start) -> None:
     child = both.model_server()
     both.end(signal.SIGKILL)
     eventually(lambda: not child.is_running())
+
+
+def test_answers_from_an_upstream_reach_the_page(start: Start) -> None:
+    chunk = b'data: {"choices": [{"delta": {"content": "Yes"}, "finish_reason": "stop"}]}\n\n'
+    with odd_server() as upstream:
+        upstream.say = lambda handler: stream_reply(handler, chunk, b"data: [DONE]\n\n")
+        ports = ("--web-port", "0", "--server-port", str(free_port()))
+        both = start("start", *ports, "--upstream", upstream.url)
+        eventually(lambda: both.get("/api/health")["components"]["model_server"] == "running")
+        assert both.get("/api/model/status")["upstream_models"] == ["odd"]
+        assert both.post("/api/model/generate", {"prompt": "Turns it?"})["response"] == "Yes"
+        assert both.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("server", "--upstream", "gpu:8000"), "--upstream must be an address"),
+        (("start", "--upstream", "http://localhost:5001"), "own address"),
+        (("server", "--upstream", "http://gpu", "--model", "tiny"), "without --model"),
+        (("server", "--backend", "vllm"), "needs --model"),
+        (("server", "--model", "tiny", "--adapter", "a", "--adapter", "b"), "--backend vllm"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_one_line(
+    arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err.splitlines()[0]
 
 
 @needs_spec

@@ -19,6 +19,13 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from forgellm.cli.upstream import (
+    add_backend_flag,
+    add_upstream_flag,
+    answering_elsewhere,
+    check_flags,
+    check_upstream,
+)
 from forgellm.errors import InvalidRequest, PortInUse
 from forgellm.paths import find_workspace
 
@@ -46,6 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     start.add_argument(
         "--web-port", type=_port, default=WEB_PORT, help="web server's port (default %(default)s)"
     )
+    add_upstream_flag(start)
     _add_network_flags(start)
     start.set_defaults(run=run_start)
 
@@ -62,13 +70,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     server = subparsers.add_parser("server", help="Start the model server alone.")
     server.add_argument("--port", type=_port, default=SERVER_PORT, help="default %(default)s")
     server.add_argument("--model", help="load this model at once")
-    server.add_argument("--adapter", help="with the adapter of this run or checkpoint")
+    server.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        help="with the adapter of this run or checkpoint; several with --backend vllm",
+    )
     server.add_argument(
         "--kv-bits",
         type=int,
         choices=(4, 8),
         help="with its key-value cache quantised (engine mlx)",
     )
+    add_backend_flag(server)
+    add_upstream_flag(server)
     server.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     _add_network_flags(server)
     server.set_defaults(run=run_server)
@@ -85,7 +100,12 @@ def run_server(args: argparse.Namespace) -> int:
         raise InvalidRequest("--adapter needs --model, the model it belongs to")
     if args.kv_bits and not args.model:
         raise InvalidRequest("--kv-bits needs --model, the model to load")
+    check_flags(args)
     listener = bind(args.host, args.port, "--port")
+    if args.parent is not None:
+        threading.Thread(target=_end_with, args=(args.parent,), daemon=True).start()
+    if args.upstream or args.backend == "vllm":
+        return _serve_upstream(args, listener)
     from forgellm.model_server.app import create_app
     from forgellm.model_server.shelf import Shelf
     from forgellm.schema.generation import LoadRequest
@@ -93,11 +113,11 @@ def run_server(args: argparse.Namespace) -> int:
     shelf = Shelf(find_workspace(args.workspace))
     if args.model:
         request = LoadRequest(
-            model_name=args.model, adapter_path=args.adapter, kv_bits=args.kv_bits
+            model_name=args.model,
+            adapter_path=next(iter(args.adapter), None),
+            kv_bits=args.kv_bits,
         )
         shelf.load(request, allow_absolute=True)
-    if args.parent is not None:
-        threading.Thread(target=_end_with, args=(args.parent,), daemon=True).start()
     settings = _guard_settings(args)
     app = create_app(shelf, settings)
     name = "Model server"
@@ -105,7 +125,20 @@ def run_server(args: argparse.Namespace) -> int:
     return 0
 
 
+def _serve_upstream(args: argparse.Namespace, listener: socket.socket) -> int:
+    from forgellm.model_server.app import create_app_before
+
+    with listener, answering_elsewhere(args, find_workspace(args.workspace)) as upstream:
+        settings = _guard_settings(args)
+        app = create_app_before(upstream, settings)
+        name = "Model server"
+        _serve(app, listener, name, settings, debug=args.debug, before_stop=lambda: None)
+    return 0
+
+
 def run_start(args: argparse.Namespace) -> int:
+    if args.upstream:
+        check_upstream(args.upstream, args.server_port)
     listener = bind(args.host, args.web_port, "--web-port")
     # Only to see whether it is free. The model server stays on this machine: other machines reach
     # it through the web server.
@@ -113,6 +146,7 @@ def run_start(args: argparse.Namespace) -> int:
     command = [sys.executable, "-P", "-m", "forgellm", "server", "--parent", str(os.getpid())]
     command += ["--port", str(args.server_port)]
     command += ["--workspace", str(find_workspace(args.workspace).root)]
+    command += ["--upstream", args.upstream] if args.upstream else []
     command += ["--debug"] if args.debug else []
     model_server = _KeptProcess(command)
     signal.signal(signal.SIGTERM, _exit)

@@ -38,14 +38,15 @@ class Token:
 
 @dataclass(frozen=True)
 class Done:
-    """The figures of an answer. The prompt's are 0 and None where it was never read."""
+    """The figures of an answer. The prompt's are 0 and None where it was never read, and both None
+    where an upstream that answers does not say."""
 
     response: str
     tokens_generated: int
     generation_time_seconds: float
     tokens_per_second: float
     finish_reason: FinishReason
-    prompt_tokens: int = 0
+    prompt_tokens: int | None = 0
     context_length: int | None = None
 
 

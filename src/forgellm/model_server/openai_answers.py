@@ -135,7 +135,7 @@ def _sampling(request: ChatCompletionRequest | CompletionRequest, max_tokens: in
         max_tokens=max_tokens,
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
-        repetition_penalty=1.0,
+        repetition_penalty=request.repetition_penalty,
         frequency_penalty=request.frequency_penalty or 0.0,
         presence_penalty=request.presence_penalty or 0.0,
         seed=None if request.seed is None else request.seed % 2**31,

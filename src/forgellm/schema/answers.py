@@ -48,6 +48,9 @@ class ModelStatusReply(Reply):
     memory_usage_gb: float | None
     error: dict[str, Any] | None = Field(description="Of a load that failed.")
     models: list[HeldModel] = Field(description="All of them, the last one at the end.")
+    upstream_models: list[str] | None = Field(
+        None, description="Where an upstream answers: the names that it can be loaded by."
+    )
 
 
 class UnloadReply(Reply):
@@ -76,8 +79,10 @@ class _Answer(Item):
     generation_time_seconds: float
     tokens_per_second: float
     finish_reason: FinishReason
-    prompt_tokens: int
-    context_length: int | None = Field(description="null for an answer that was not begun.")
+    prompt_tokens: int | None = Field(description="null where an upstream does not say.")
+    context_length: int | None = Field(
+        description="null for an answer that was not begun, and where an upstream does not say."
+    )
     request_id: str
 
 

@@ -111,3 +111,4 @@ class ModelUpdate(BaseModel):
     memory_usage_gb: float | None = None
     error: dict[str, Any] | None = None
     models: list[HeldModel] = Field(default_factory=list)
+    upstream_models: list[str] | None = None

@@ -68,6 +68,9 @@ class _Request(Request):
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
     presence_penalty: float | None = Field(0.0, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    repetition_penalty: float = Field(
+        1.0, ge=0.01, le=10, description="Not OpenAI's; as `POST /api/model/generate` has it."
+    )
     user: str | None = Field(None, description="Accepted; nothing is made of it.")
 
     @property
@@ -253,7 +256,7 @@ class Model(BaseModel):
     id: str
     object: Literal["model"] = "model"
     created: int = Field(description="Unix time in seconds.")
-    owned_by: Literal["forgellm"] = "forgellm"
+    owned_by: str = "forgellm"
 
 
 class ModelList(BaseModel):

@@ -1,4 +1,4 @@
-/** What can be talked to: models, and runs through their best or latest checkpoint. */
+/** What can be talked to: models, and runs through their best or latest checkpoint; or what an upstream has. */
 import { api } from '../../core/api.js';
 import { baseName } from '../../core/format.js';
 import { runsChanged } from '../../core/live.js';
@@ -17,7 +17,8 @@ export const keyOf = (pane) => `${pane.model_name ?? ''} ${pane.adapter_path ?? 
 
 /** @returns {Promise<Choice[]>} */
 async function readChoices() {
-    const [models, runs] = await Promise.all([api.searchModels(''), api.listRuns({ limit: 100 })]);
+    const [models, runs, status] = await Promise.all([api.searchModels(''), api.listRuns({ limit: 100 }), api.modelStatus().catch(() => null)]);
+    if (status?.upstream_models) return status.upstream_models.map((name) => choice('Upstream', baseName(name), name, null));
     const choices = models.models
         .filter((item) => ['base', 'cached', 'published'].includes(item.kind))
         .map((item) => choice(item.kind === 'published' ? 'Published' : 'Models', baseName(item.name), item.path ?? item.name, null));

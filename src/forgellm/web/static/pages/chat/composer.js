@@ -34,7 +34,7 @@ export function Composer({ session, canSend }) {
 
 /** How much of the model's context the conversation fills, by the last answer's own count. */
 function ContextMeter({ session }) {
-    const last = pathOf(session.state.value).findLast((message) => message.figures?.context_length);
+    const last = pathOf(session.state.value).findLast((message) => message.figures?.context_length && message.figures.prompt_tokens !== null);
     if (!last) return null;
     const { prompt_tokens, tokens_generated, context_length } = last.figures;
     const used = prompt_tokens + tokens_generated;

@@ -40,5 +40,5 @@ function LoadState({ pane }) {
     const held = status?.models?.find((item) => keyOf(item) === keyOf(pane));
     if (!held) return html`<span class="quiet small-text nowrap">loads when asked</span>`;
     if (held.error) return html`<${Badge} tone="bad">failed<//>`;
-    return held.loaded ? html`<${Badge} tone="good">${gigabytes(held.memory_usage_gb)}<//>` : html`<${Badge} tone="busy">loading<//>`;
+    return held.loaded ? html`<${Badge} tone="good">${held.memory_usage_gb === null ? 'ready' : gigabytes(held.memory_usage_gb)}<//>` : html`<${Badge} tone="busy">loading<//>`;
 }
