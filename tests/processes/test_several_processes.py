@@ -37,8 +37,8 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.mark.parametrize(
     ("kind", "parallelism"),
-    [({}, "ddp"), ({}, "fsdp"), (FULL, "ddp"), (FULL, "fsdp")],
-    ids=["lora-ddp", "lora-fsdp", "full-ddp", "full-fsdp"],
+    [({}, "ddp"), ({}, "fsdp"), (FULL, "ddp"), (FULL, "fsdp"), ({"engine": "mlx"}, "ddp")],
+    ids=["lora-ddp", "lora-fsdp", "full-ddp", "full-fsdp", "lora-mlx"],
 )
 def test_two_processes_train_as_one(
     workspace: Workspace, kind: dict[str, Any], parallelism: str

@@ -96,6 +96,7 @@ def _work_with_mlx(
     run = open_run(workspace, run_folder)
     try:
         if mlx_rank() == 0:
+            session.progress = log.info
             session.train(run, resume=resume)
         else:
             session.follow(run.record().recipe, workspace, run if resume else None)

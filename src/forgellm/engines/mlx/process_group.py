@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import socket
 from contextlib import AbstractContextManager, nullcontext
 
 import mlx.core as mx
 from mlx.nn.utils import average_gradients
 from mlx.utils import tree_flatten
 
+from forgellm.engines.base import ProcessMetrics
 from forgellm.engines.mlx.tensor_files import Tensors
+
+_NAME_BYTES = 64
 
 
 class MlxGroup:
@@ -35,6 +39,18 @@ class MlxGroup:
 
     def one_first(self) -> AbstractContextManager[None]:
         return nullcontext()  # MLX's processes have a machine each
+
+    def gather(self, num_tokens: int, peak_memory_bytes: int) -> tuple[ProcessMetrics, ...]:
+        """What each process has done, as it says."""
+        if self.size == 1:
+            return (ProcessMetrics(num_tokens, peak_memory_bytes),)
+        host = socket.gethostname().encode()[:_NAME_BYTES].ljust(_NAME_BYTES)
+        own = mx.array([[num_tokens, peak_memory_bytes, *host]], mx.int64)
+        found = mx.distributed.all_gather(own, group=self._group, stream=mx.cpu)
+        return tuple(
+            ProcessMetrics(row[0], row[1], bytes(row[2:]).decode("utf-8", "replace").strip())
+            for row in found.tolist()
+        )
 
     def sum(self, value: mx.array) -> mx.array:
         """Over all processes, elementwise."""

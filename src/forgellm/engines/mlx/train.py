@@ -192,12 +192,14 @@ class MlxTrainEngine:
     def read_metrics(self) -> StepMetrics:
         with memory.out_of_memory_named():
             (loss, *pairs), num_terms = self._over_all(self._totals, self._num_terms)
+            processes = self.group.gather(self._num_tokens, memory.peak_bytes())
             metrics = StepMetrics(
                 training_loss=loss / max(1, num_terms),
                 grad_norm=float(self._grad_norm),
-                num_tokens=int(self.group.sum(mx.array(self._num_tokens))),
-                peak_memory_bytes=memory.peak_bytes(),
+                num_tokens=sum(process.num_tokens for process in processes),
+                peak_memory_bytes=max(process.peak_memory_bytes for process in processes),
                 preference=preference_figures(pairs, num_terms) if pairs else None,
+                processes=processes,
             )
         self._totals, self._grad_norm = mx.zeros(1), mx.array(0.0)
         self._num_terms = self._num_tokens = 0
