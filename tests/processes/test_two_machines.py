@@ -135,18 +135,18 @@ def start_sshd(folder: Path, network: Network) -> subprocess.Popen[bytes]:
 
 
 def forgellm(
-    workspace: Workspace, network: Network, *arguments: object, wait_seconds: float = 8
+    workspace: Workspace, network: Network, *arguments: object, machine: str = "here"
 ) -> subprocess.Popen[str]:
     folder = workspace.root.parent
     environment = {
         **os.environ,
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(SOURCE),
-        "FORGELLM_COLLECTIVE_TIMEOUT": str(wait_seconds),
+        "FORGELLM_COLLECTIVE_TIMEOUT": "8",
     }
     command = [sys.executable, "-P", "-m", "forgellm", *arguments]
     return subprocess.Popen(
-        network.command("here", *command),
+        network.command(machine, *command),
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -158,11 +158,11 @@ def train(workspace: Workspace, network: Network, *flags: object) -> subprocess.
     return forgellm(workspace, network, "train", "--workspace", workspace.root, *flags)
 
 
-def new_run(workspace: Workspace, iterations: int) -> list[object]:
+def new_run(iterations: int, **changes: object) -> list[object]:
     flags = {
         "model": "tiny", "dataset": "notes", "engine": "torch", "dtype": "float32",
         "max-iterations": iterations, "save-every": 5, "val-batches": 1, "batch-size": 4,
-        "max-seq-length": 64, "lora-rank": 4, "hosts": "there",
+        "max-seq-length": 64, "lora-rank": 4, **changes,
     }  # fmt: skip
     return [part for name, value in flags.items() for part in (f"--{name}", value)]
 
@@ -194,7 +194,7 @@ def status(workspace: Workspace, network: Network) -> dict[str, Any]:
 
 
 def test_two_machines_train_one_run_and_part(workspace: Workspace, network: Network) -> None:
-    terminal = train(workspace, network, *new_run(workspace, 100_000))
+    terminal = train(workspace, network, *new_run(100_000, hosts="there"))
     run = run_of(workspace)
     wait_until(lambda: len(checkpoints.list_checkpoints(run.folder)) > 1, 90, run)
     shown = status(workspace, network)
@@ -222,8 +222,25 @@ def test_a_machine_that_cannot_be_reached_ends_the_wait(
     workspace: Workspace, network: Network
 ) -> None:
     network.cut()
-    terminal = train(workspace, network, *new_run(workspace, 6))
+    terminal = train(workspace, network, *new_run(6, hosts="there"))
     said, _ = terminal.communicate(timeout=90)
     assert terminal.returncode == 1
     assert "forgellm hosts check there" in said
     assert run_of(workspace).state().phase == "failed"
+
+
+def test_the_same_command_on_both_machines_is_one_run(
+    workspace: Workspace, network: Network
+) -> None:
+    """As a batch system starts it; the machine that the endpoint names writes."""
+    flags = new_run(6, nnodes=2, **{"rdzv-endpoint": f"{ADDRESSES['here']}:29400"})
+    there = Workspace(workspace.root.with_name("there"))
+    other = forgellm(there, network, "train", "--workspace", there.root, *flags, machine="there")
+    terminal = train(workspace, network, *flags)
+    said, _ = terminal.communicate(timeout=120)
+    assert terminal.returncode == 0, said
+    also_said, _ = other.communicate(timeout=60)
+    assert other.returncode == 0, also_said
+    state = run_of(workspace).state()
+    assert state.phase == "completed" and len(state.processes) == 2
+    assert latest_run(there) is None

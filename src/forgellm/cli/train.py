@@ -120,7 +120,7 @@ def _train_in_processes(
         )
         if not meeting.is_first:
             console.print(f"Training along; the run is written at {recipe.rdzv_endpoint}")
-            join(recipe.engine, meeting)
+            join(recipe.engine, meeting, workspace)
             return
     if resumed:
         supervisor.resume_training(workspace, resumed)

@@ -38,7 +38,8 @@ def main() -> int:
     try:
         if args.join:
             numbers = (args.nproc_per_node, args.nnodes, args.max_restarts)
-            join(args.engine, meeting_at(args.join, *numbers, is_first=False))
+            meeting = meeting_at(args.join, *numbers, is_first=False)
+            join(args.engine, meeting, find_workspace())
             return 0
         return _train_run(args.run_folder, args.resume)
     except ForgeError as error:

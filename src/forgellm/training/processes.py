@@ -16,7 +16,7 @@ from forgellm.engines.process_group import LEADER_VARIABLE
 from forgellm.engines.registry import load_launcher
 from forgellm.engines.stop_requests import StoppedWaiting, command_of
 from forgellm.errors import ForgeError, WorkerDied
-from forgellm.paths import iso_utc
+from forgellm.paths import Workspace, iso_utc
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import ACTIVE_PHASES, Phase, RunState
@@ -46,11 +46,12 @@ def lead(run: Run, *, resume: bool) -> RunState:
     return run.written_state()
 
 
-def join(engine: str, meeting: Meeting) -> None:
+def join(engine: str, meeting: Meeting, workspace: Workspace) -> None:
     """Compute this machine's share of the run that the first machine at `meeting` writes.
 
     Raises WorkerDied, TrainingFailed.
     """
+    os.environ["FORGELLM_WORKSPACE"] = str(workspace.root)
     try:
         _start(engine, [_WORKER], meeting)
     except StoppedWaiting:

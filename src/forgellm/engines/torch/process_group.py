@@ -45,6 +45,8 @@ _SIGNS_OF_LOSS = re.compile(
 class OneProcess(Alone):
     """A process without others, asked as if it had some."""
 
+    local_size = 1
+
     def sum(self, values: Sequence[float]) -> list[float]:
         return list(values)
 
@@ -56,6 +58,9 @@ class OneProcess(Alone):
 
     def share(self, value: Any) -> Any:
         return value
+
+    def in_turn(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def losses_named(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -78,6 +83,7 @@ class TorchGroup:
         self._store = PrefixStore(f"forgellm/{attempt}", agents)
         self.size = int(environment["WORLD_SIZE"])
         self._local_rank = int(environment["LOCAL_RANK"])
+        self.local_size = int(environment["LOCAL_WORLD_SIZE"])
         self.rank, timeout = self._own_rank(timeout)
         self._store.set_timeout(timeout)
         self._num_meetings = 0
@@ -177,6 +183,15 @@ class TorchGroup:
             self.meet()
         yield
         if self._local_rank == 0:
+            self.meet()
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """For what a machine has room for only once: its processes do it one after the other."""
+        for _ in range(self._local_rank):
+            self.meet()
+        yield
+        for _ in range(self.local_size - self._local_rank):
             self.meet()
 
     # --- losing each other ------------------------------------------------------------------

@@ -8,7 +8,8 @@ long as it computes. A sharded value is a DTensor, cut along its first dimension
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +25,13 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from forgellm import hardware
+from forgellm.catalog.safety import weight_files
 from forgellm.data.batches import Batch
+from forgellm.engines.torch.process_group import OneProcess, TorchGroup
 from forgellm.errors import ConfigError
+
+_LOADED_TO_STORED = 2  # bfloat16 on disk becomes float32 where all weights are trained
 
 
 class Sharded(nn.Module):
@@ -78,6 +84,17 @@ def shard(
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     return root
+
+
+def one_copy_at_a_time(
+    group: OneProcess | TorchGroup, model_path: Path
+) -> AbstractContextManager[None]:
+    """Where a whole copy for each process of this machine would take much of its memory: they load and
+    shard one after the other, all of which takes longer."""
+    size = sum(file.stat().st_size for file in weight_files(model_path))
+    copies = group.local_size * size * _LOADED_TO_STORED
+    is_little = copies < hardware.memory_available_bytes() / 4
+    return group.in_turn() if group.any(not is_little) else nullcontext()
 
 
 def _blocks(model: Any) -> list[nn.Module]:

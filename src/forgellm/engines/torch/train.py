@@ -25,7 +25,13 @@ from forgellm.engines.torch.process_group import process_group
 from forgellm.engines.torch.quantised import num_parameters
 from forgellm.engines.torch.row_threads import RowThreads
 from forgellm.engines.torch.scoring import loss_sum, prove_packing
-from forgellm.engines.torch.sharding import Sharded, num_local, shard, whole
+from forgellm.engines.torch.sharding import (
+    Sharded,
+    num_local,
+    one_copy_at_a_time,
+    shard,
+    whole,
+)
 from forgellm.schema.recipe import Recipe
 
 
@@ -41,24 +47,16 @@ class TorchTrainEngine:
         self.group = process_group()
         self._recipe = recipe
         self._place = load.choose_placement(recipe.dtype)
-        is_sharded = recipe.parallelism == "fsdp" and self.group.size > 1
         torch.manual_seed(recipe.seed + self.group.rank)
-        full = recipe.fine_tune_type == "full"
+        self._lora = None if recipe.fine_tune_type == "full" else adapter.settings_of(recipe)
         adapter.require_trainable(recipe, is_quantised=bool(load.affine_settings(model_path)))
-        # Full fine-tuning keeps float32 weights, or small updates would be rounded away.
-        weights_dtype = torch.float32 if full else self._place.dtype
-        device = torch.device("cpu") if is_sharded else self._place.device
-        self.model = load.load_model(model_path, weights_dtype, device)
-        vocab_size = int(self.model.config.get_text_config().vocab_size)
-        prove_packing(self.model.eval(), device, weights_dtype, vocab_size)
-        self._lora = None if full else adapter.settings_of(recipe)
-        self._layer_names = self._make_trainable()
-        if self._place.device.type == "cpu" and not is_sharded:
-            use_closed_forms(self.model)
-        if recipe.grad_checkpoint:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model.train()
-        self._sharded = self._shard() if is_sharded else None
+        self._sharded: Sharded | None = None
+        if recipe.parallelism == "fsdp" and self.group.size > 1:
+            with one_copy_at_a_time(self.group, model_path):
+                self._load(model_path, torch.device("cpu"), may_close=False)
+                self._sharded = self._shard()
+        else:
+            self._load(model_path, self._place.device, may_close=True)
         self._trainable: dict[str, nn.Parameter] = {
             n: p for n, p in self.model.named_parameters() if p.requires_grad
         }
@@ -234,6 +232,19 @@ class TorchTrainEngine:
         return adapter.adapter_config(self._lora, self._layer_names, self._recipe.model_name)
 
     # --- set-up -----------------------------------------------------------------------------
+
+    def _load(self, model_path: Path, device: torch.device, *, may_close: bool) -> None:
+        # Full fine-tuning keeps float32 weights, or small updates would be rounded away.
+        dtype = self._place.dtype if self._lora else torch.float32
+        self.model = load.load_model(model_path, dtype, device)
+        vocab_size = int(self.model.config.get_text_config().vocab_size)
+        prove_packing(self.model.eval(), device, dtype, vocab_size)
+        self._layer_names = self._make_trainable()
+        if may_close and device.type == "cpu":
+            use_closed_forms(self.model)
+        if self._recipe.grad_checkpoint:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.train()
 
     def _make_trainable(self) -> list[str]:
         if self._lora is not None:
