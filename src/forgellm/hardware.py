@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -82,9 +83,17 @@ def gpu_utilization() -> float | None:
         return None
 
 
-def gpu_names() -> list[str]:
-    """Of all NVIDIA GPUs of this machine."""
-    return [name for name, *_ in _ask_gpus("name")]
+@functools.cache
+def gpu_names() -> tuple[str, ...]:
+    """Of all NVIDIA GPUs of this machine. They are asked once: the answer may take seconds."""
+    return tuple(name for name, *_ in _ask_gpus("name"))
+
+
+def num_cores() -> int:
+    """Those that this process may use, where the system says it."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _ask_gpu(fields: str) -> list[str]:

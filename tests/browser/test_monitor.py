@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from playwright.sync_api import expect
 
 from browser.conftest import TINY_RECIPE, Servers, Watched, tiny
+from forgellm.cli.train import add_parser, recipe_from
+from forgellm.schema.recipe import Recipe, parse_recipe
 from serving import eventually
 
 POINTS = """
@@ -58,6 +64,7 @@ def test_a_stopped_run_is_resumed_from_the_page(browser: Any, own: Servers) -> N
         "/api/training/start", TINY_RECIPE | {"max_iterations": 3000, "save_every": 1000}
     )
     tab = open_run(browser, own, begun["training_id"])
+    expect(tab.page.locator(".processes")).to_have_count(0)
     tab.page.click("button:has-text('Stop')")
     tab.page.locator(".page-head .badge:has-text('stopped')").wait_for()
     tab.page.click("button:has-text('Resume')")
@@ -66,3 +73,48 @@ def test_a_stopped_run_is_resumed_from_the_page(browser: Any, own: Servers) -> N
     tab.page.locator(".page-head .badge:has-text('stopped')").wait_for()
     tab.context.close()
     assert tab.errors == []
+
+
+def test_a_run_of_two_processes_is_begun_and_watched_on_the_page(
+    browser: Any, own: Servers, tmp_path: Path
+) -> None:
+    (own.workspace.root / "hosts.toml").write_text('[hosts.gpu1]\naddress = "192.0.2.1"\n')
+    recipe = TINY_RECIPE | {"max_iterations": 3000, "save_every": 1000, "engine": "torch"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(recipe))
+    tab = Watched(browser, own.url, viewport={"width": 1360, "height": 900})
+    page = tab.page
+    tab.go("/train")
+    page.set_input_files("input[type=file]", tmp_path / "run.yaml")
+    page.click("text=All fields")
+    number = page.get_by_label("nproc_per_node")
+    number.fill("2")
+    page.get_by_label("gpu1").check()
+    page.wait_for_selector(".field.wrong >> text=Must be a multiple of the 4 processes")
+    page.get_by_label("gpu1").uncheck()
+    page.wait_for_selector("text=2 processes share each batch of 2: 1 sequence for each.")
+    page.reload()
+    expect(number).to_have_value("2")
+    said = recipe_of(page.locator("pre.code").inner_text())
+    assert said == parse_recipe(recipe | {"nproc_per_node": 2})
+
+    page.click("button:has-text('Start training')")
+    rows = page.locator(".processes tbody tr")
+    rows.nth(1).wait_for()
+    before = rows.all_inner_texts()
+    eventually(lambda: rows.all_inner_texts() != before)
+    page.click("button:has-text('Stop')")
+    page.locator(".page-head .badge:has-text('stopped')").wait_for()
+    page.reload()
+    rows.nth(1).wait_for()
+    tab.context.close()
+    assert tab.errors == []
+
+
+def recipe_of(command: str) -> Recipe:
+    """What a command of the page means to the terminal."""
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    words = shlex.split(command.replace("\\\n", " "))
+    given = vars(parser.parse_args(words[1:]))
+    fields = {name: given[name] for name in Recipe.model_fields if given[name] is not None}
+    return recipe_from(None, fields)

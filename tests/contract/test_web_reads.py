@@ -179,6 +179,20 @@ def test_gpu_utilization_is_what_the_drivers_tool_says(
         assert hardware.gpu_utilization() == expected
 
 
+def test_gpus_are_named_as_the_drivers_tool_names_them(
+    web: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200'\necho 'NVIDIA L40S'\n")
+    tool.chmod(0o755)
+    hardware.gpu_names.cache_clear()
+    try:
+        assert ask(web, "/api/health")["system_info"]["gpus"] == ["NVIDIA H200", "NVIDIA L40S"]
+    finally:
+        hardware.gpu_names.cache_clear()
+
+
 def test_compared_runs_share_their_iterations(web: TestClient, first: Run, second: Run) -> None:
     found = ask(web, "/api/compare", runs=f"{first.name},{second.record().training_id}")
     assert found["iterations"] == list(range(13))

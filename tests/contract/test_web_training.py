@@ -19,6 +19,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from forgellm.cli.main import main
 from forgellm.guard import GuardSettings
 from forgellm.model_server.app import create_app as create_model_server
 from forgellm.model_server.shelf import Shelf
@@ -27,9 +28,10 @@ from forgellm.runs.lock import RunLock
 from forgellm.runs.metrics import METRICS_NAME, MetricsWriter
 from forgellm.runs.store import Run, create_run
 from forgellm.schema.recipe import parse_recipe
-from forgellm.schema.run import RunState
+from forgellm.schema.run import ProcessFigures, RunState
 from forgellm.training.plan import plan_run
 from forgellm.web.app import create_app
+from forgellm.web.run_feed import RunFeed
 from forgellm.web.run_status import RunStatus
 from serving import eventually, served
 from tiny_model import build_tiny_model
@@ -88,11 +90,8 @@ def failed(reply: Any, status_code: int, code: str) -> dict[str, Any]:
 def test_status_before_any_training_is_all_nulls(web: TestClient) -> None:
     found = web.get("/api/training/status").json()
     assert found.keys() >= STATUS_FIELDS
-    assert (found.pop("success"), found.pop("is_training"), found.pop("warnings")) == (
-        True,
-        False,
-        [],
-    )
+    assert (found.pop("success"), found.pop("is_training")) == (True, False)
+    assert (found.pop("warnings"), found.pop("processes")) == ([], [])
     assert set(found.values()) == {None}
 
 
@@ -124,6 +123,23 @@ def test_status_of_the_run_that_trains(web: TestClient, workspace: Workspace) ->
     }
     assert (found["phase"], found["validation_loss"]) == ("training", 2.5)
     assert found["training_id"] == run.record().training_id
+
+
+def test_what_each_of_several_processes_does_is_in_the_status_in_updates_and_in_the_terminal(
+    web: TestClient, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = [
+        ProcessFigures(rank=0, host="here", memory_usage_gb=1.25, tokens_per_second=500),
+        ProcessFigures(rank=1, host="there", memory_usage_gb=2.5, tokens_per_second=400),
+    ]
+    run = make_run(workspace, phase="training", iteration=2, processes=figures)
+    with RunLock(run.folder).acquire(), MetricsWriter(run.folder) as metrics:
+        metrics.append(iteration=2, training_loss=2.3, learning_rate=4e-5)
+        found = web.get("/api/training/status").json()["processes"]
+        assert main(["runs", "--workspace", str(workspace.root), "show"]) == 0
+        assert RunFeed(run).latest.model_dump()["processes"] == found
+    assert found == [item.model_dump() for item in figures]
+    assert "Process 1:       there, 2.50 GB, 400 tok/s" in capsys.readouterr().out
 
 
 def test_status_afterwards_keeps_the_final_figures(web: TestClient, workspace: Workspace) -> None:
@@ -262,6 +278,7 @@ def test_health_has_the_fields_of_the_spec_and_real_figures(web: TestClient) -> 
     system = found["system_info"]
     assert set(system) == {
         "memory_total_gb", "memory_available_gb", "disk_free_gb", "python_version", "mlx_version",
+        "num_cores", "gpus",
     }  # fmt: skip
     assert system["memory_total_gb"] > system["memory_available_gb"] > 0 < system["disk_free_gb"]
     assert system["python_version"] == sys.version.split()[0]

@@ -122,6 +122,11 @@ def _as_text(reply: RunReply) -> str:
     if state.error:
         lines.append(f"Error:           {state.error.get('error')}")
     lines += [
+        f"{f'Process {item.rank}:':<17}{item.host}, {item.memory_usage_gb:.2f} GB,"
+        f" {item.tokens_per_second:.0f} tok/s"
+        for item in state.processes
+    ]
+    lines += [
         f"Checkpoint {item.rank}:    {item.path}, validation loss {_figure(item.validation_loss)}"
         for item in reply.checkpoints
     ]

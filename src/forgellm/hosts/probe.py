@@ -8,7 +8,6 @@ Prints one JSON object, a ProbeReport. It works in FORGELLM_WORKSPACE.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from forgellm import __version__, hardware
@@ -47,8 +46,8 @@ def look(workspace: Workspace, engine: str, model: str | None, dataset: str | No
         forgellm_version=__version__,
         engine=engine,
         engine_version=(hardware.package_version(engine) or "unknown") if is_installed else None,
-        gpus=hardware.gpu_names(),
-        num_cores=_num_cores(),
+        gpus=list(hardware.gpu_names()),
+        num_cores=hardware.num_cores(),
         memory_available_bytes=hardware.memory_available_bytes(),
         disk_free_bytes=hardware.disk_free_bytes(workspace.root),
         model=_held_model(workspace, model) if model else None,
@@ -56,13 +55,6 @@ def look(workspace: Workspace, engine: str, model: str | None, dataset: str | No
         greeting=None,
         connect_problem=None,
     )
-
-
-def _num_cores() -> int:
-    """Those that this process may use, where the system says it."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _held_model(workspace: Workspace, name: str) -> Held:

@@ -59,6 +59,8 @@ class SystemInfo(Item):
     disk_free_gb: float
     python_version: str
     mlx_version: str | None = Field(description="null where MLX is not installed.")
+    num_cores: int
+    gpus: list[str] = Field(description="Names of the NVIDIA GPUs.")
 
 
 class HealthReply(Reply):

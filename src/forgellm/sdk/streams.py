@@ -63,6 +63,7 @@ def _update(training_id: str, line: Reply, max_iterations: int, status: Reply) -
         "max_iterations": max_iterations,
         "progress_percentage": round(100 * line["iteration"] / max_iterations, 2),
         "eta_minutes": status.get("eta_minutes"),
+        "processes": status.get("processes", []),
     }
 
 

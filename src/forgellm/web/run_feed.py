@@ -136,6 +136,7 @@ class RunFeed:
                 moment = _at(line, state)
                 if not ended:
                     moment.eta_minutes = state.eta_minutes
+                    moment.processes = state.processes
                     moment.phase = state.phase if number == 0 else moment.phase
                 events.append(self._update(moment, line.seq, self._figures))
         shown = (state.phase, state.overfitting, tokenising_of(state))

@@ -17,6 +17,7 @@ from forgellm.data.chat.pairs import row_encoder
 from forgellm.data.chat.worker import read_reply, rows_message, start_message
 from forgellm.data.reading.apart import CHILD_ENVIRONMENT
 from forgellm.data.tokenizer import Tokenizer
+from forgellm.hardware import num_cores
 
 _WORTH_BYTES = 4_000_000  # a process takes a second to start
 _MAX_WORKERS = 16  # one process reads the rows for all
@@ -50,7 +51,7 @@ def encoding(tokenizer: Tokenizer, form: ChatFormat, total_bytes: int) -> Iterat
     def encode_here(rows: list[Any]) -> list[EncodedRow | str]:
         return [encode_row(encoder, row) for row in rows]
 
-    num_workers = min(_num_cores(), _MAX_WORKERS)
+    num_workers = min(num_cores(), _MAX_WORKERS)
     if total_bytes < _WORTH_BYTES or num_workers < 2:
         yield lambda batches: (_joined(batch, encode_here(_values(batch))) for batch in batches)
         return
@@ -144,9 +145,3 @@ def _joined(batch: list[Row], found: list[EncodedRow | str]) -> list[Encoded]:
     return [
         Encoded(row.number, next(results) if row.reason is None else row.reason) for row in batch
     ]
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -17,6 +17,7 @@ from forgellm.engines.machines import Meeting
 from forgellm.engines.process_group import FIRST_MACHINE_VARIABLE, STORE_VARIABLE
 from forgellm.engines.stop_requests import command_of, passed_on
 from forgellm.errors import PeerLost, PeerSilent, TrainingFailed, WorkerDied
+from forgellm.hardware import num_cores
 
 _RUN_ID = "forgellm"
 _JOIN_SECONDS = 600
@@ -65,15 +66,11 @@ def _environment(meeting: Meeting) -> dict[str, str]:
     if meeting.is_first:
         found[FIRST_MACHINE_VARIABLE] = "1"
     if "OMP_NUM_THREADS" not in os.environ:
-        found["OMP_NUM_THREADS"] = str(max(1, _num_cores() // meeting.nproc_per_node))
+        found["OMP_NUM_THREADS"] = str(max(1, num_cores() // meeting.nproc_per_node))
     if meeting.own_interface:
         for library in ("GLOO", "NCCL"):
             found.setdefault(f"{library}_SOCKET_IFNAME", meeting.own_interface)
     return found
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _death_of(error: ChildFailedError, meeting: Meeting) -> WorkerDied:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 
 from fastapi import APIRouter
@@ -34,6 +35,8 @@ def make_router(workspace: Workspace, model_server: ModelServer) -> APIRouter:
                 disk_free_gb=_gb(hardware.disk_free_bytes(workspace.root)),
                 python_version=platform.python_version(),
                 mlx_version=hardware.package_version("mlx"),
+                num_cores=hardware.num_cores(),
+                gpus=list(await asyncio.to_thread(hardware.gpu_names)),
             ),
         )
 

@@ -99,8 +99,8 @@
                 for (let hasMore = true; hasMore; ) {
                     const read = checked(await this.runMetrics(wanted, { offset }));
                     [offset, hasMore] = [read.next_offset, read.has_more];
-                    const eta = isCurrent ? status.eta_minutes : null;
-                    for (const line of read.metrics) yield updateOf(wanted, line, most, eta);
+                    const now = isCurrent ? status : null;
+                    for (const line of read.metrics) yield updateOf(wanted, line, most, now);
                 }
                 const end = details && endOf(wanted, details);
                 if (end) {
@@ -533,14 +533,15 @@
         return reply;
     }
 
-    function updateOf(trainingId, line, maxIterations, etaMinutes) {
+    function updateOf(trainingId, line, maxIterations, status) {
         return {
             event: 'training_update',
             training_id: trainingId,
             ...line,
             max_iterations: maxIterations,
             progress_percentage: Math.round((10000 * line.iteration) / maxIterations) / 100,
-            eta_minutes: etaMinutes,
+            eta_minutes: status?.eta_minutes ?? null,
+            processes: status?.processes ?? [],
         };
     }
 

@@ -89,6 +89,14 @@ export function plural(number, noun, nouns = `${noun}s`) {
     return `${count(number)} ${number === 1 ? noun : nouns}`;
 }
 
+/** Names of which some come more than once: 2 × H200, L40S */
+export function counted(names) {
+    return [...new Set(names)].map((name) => {
+        const times = names.filter((other) => other === name).length;
+        return times > 1 ? `${times} × ${name}` : name;
+    }).join(', ');
+}
+
 /** What a phase is called, and the tone it has. */
 export const PHASES = {
     queued: ['waiting', 'quiet'],

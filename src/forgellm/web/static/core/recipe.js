@@ -1,5 +1,8 @@
 /** A recipe as a command, as curl and as a YAML file: the page can do nothing that these cannot. */
 
+/** Lists whose items may hold a comma: the flag comes once for each. */
+const ONE_A_FLAG = new Set(['probe_files', 'general_files', 'sample_prompts']);
+
 /** Fields that were left at their defaults need not be said. */
 function said(recipe) {
     const isEmpty = (value) => value === null || value === undefined || (Array.isArray(value) && value.length === 0);
@@ -15,8 +18,9 @@ function flagOf(name, value) {
     const flag = name === 'model_name' ? '--model' : `--${name.replaceAll('_', '-')}`;
     if (value === true) return [flag];
     if (value === false) return [];
-    if (Array.isArray(value)) return [`${flag} ${value.map(quoted).join(' ')}`];
-    if (typeof value === 'object') return [`${flag} ${Object.entries(value).map(([key, item]) => quoted(`${key}=${item}`)).join(' ')}`];
+    if (ONE_A_FLAG.has(name)) return value.map((item) => `${flag} ${quoted(item)}`);
+    if (Array.isArray(value)) return [`${flag} ${quoted(value.join(','))}`];
+    if (typeof value === 'object') return [`${flag} ${quoted(Object.entries(value).map((pair) => pair.join('=')).join(','))}`];
     return [`${flag} ${quoted(value)}`];
 }
 

@@ -12,6 +12,7 @@ import { Checkpoints } from './checkpoints.js';
 import { useCurve } from './curve.js';
 import { Curves } from './curves.js';
 import { Log } from './log.js';
+import { Processes } from './processes.js';
 import { RecipeFacts } from './recipe_facts.js';
 import { Samples } from './samples.js';
 
@@ -43,6 +44,7 @@ function Opened({ found, reload, tab }) {
         <${Head} run=${run} phase=${phase} reload=${reload} />
         <${Troubles} state=${state} record=${record} live=${live} />
         <${Figures} curve=${curve} run=${run} phase=${phase} live=${live} performance=${found.performance} />
+        <${Processes} processes=${live?.processes?.length ? live.processes : state.processes} />
         <${Tabs} label="Parts of the run" tabs=${TABS} chosen=${tab} onChange=${(id) => setQuery({ tab: id === 'curves' ? null : id })} />
         <div role="tabpanel" aria-labelledby=${`tab-${tab}`}>
             ${error && html`<${Problem} error=${error} />`}

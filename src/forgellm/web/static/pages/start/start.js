@@ -1,7 +1,7 @@
 /** What is here, what is running, and the one obvious next step. */
 import { html } from '../../core/html.js';
 import { api } from '../../core/api.js';
-import { ago, baseName, figure, gigabytes, isActive, minutes, PHASES, plural, short } from '../../core/format.js';
+import { ago, baseName, counted, figure, gigabytes, isActive, minutes, PHASES, plural, short } from '../../core/format.js';
 import { currentRun, runsChanged } from '../../core/live.js';
 import { useResource } from '../../core/resource.js';
 import { address, navigate } from '../../core/router.js';
@@ -115,6 +115,8 @@ function Machine({ health }) {
     const isUp = health.components.model_server === 'running';
     return html`<section class="card"><h2>This machine</h2><dl class="facts">
         <dt>Memory</dt><dd>${gigabytes(info.memory_available_gb)} free <span class="quiet">of ${gigabytes(info.memory_total_gb)}</span></dd>
+        <dt>Processor</dt><dd>${plural(info.num_cores, 'core')}</dd>
+        ${info.gpus.length > 0 && html`<dt>GPU</dt><dd>${counted(info.gpus)}</dd>`}
         <dt>Disk</dt><dd>${gigabytes(info.disk_free_gb)} free</dd>
         <dt>Model server</dt><dd>${isUp ? html`<${Badge} tone="good">running<//>` : html`<${Badge} tone="warn">off<//>`}</dd>
         <dt>ForgeLLM</dt><dd>${health.version} <span class="quiet">on Python ${info.python_version}</span></dd>

@@ -9,6 +9,7 @@ import { Commands } from './commands.js';
 import { DatasetPicker } from './dataset_picker.js';
 import { ModelPicker } from './model_picker.js';
 import { Outlook } from './outlook.js';
+import { batchProblem } from './processes.js';
 import { AllFields, MainFields } from './recipe_fields.js';
 
 export const title = 'Train';
@@ -60,7 +61,7 @@ function Form({ fields, first, note }) {
     const replace = (values) => setRecipe(withoutDefaults(values, fields.properties));
     const outlook = useOutlook(recipe);
     const datasets = useResource(() => api.datasetInfo(), []);
-    const problems = problemsByField(outlook.error);
+    const problems = { ...problemsByField(outlook.error), ...batchProblem(recipe, fields.properties) };
     const kinds = KINDS.filter((kind) => fields.properties.training_type.enum.includes(kind.value));
     const props = { recipe, change, problems, fields: fields.properties };
     return html`<div class="page">
