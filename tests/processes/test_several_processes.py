@@ -83,6 +83,20 @@ def test_a_stop_request_ends_all_with_a_checkpoint(workspace: Workspace) -> None
     assert checkpoints.list_checkpoints(run.folder)[-1].iteration == state.iteration
 
 
+def test_sigterm_stops_all_as_a_request_does(workspace: Workspace) -> None:
+    """What a batch system sends before it takes the machine away. No port is open meanwhile."""
+    run = start_long(workspace)
+    trainer = next(iter(workers(run).values())).parent()
+    assert trainer is not None
+    for process in (trainer, *workers(run).values()):
+        listening = [c.laddr.ip for c in process.net_connections() if c.status == "LISTEN"]
+        assert set(listening) <= {"127.0.0.1"}, listening
+    trainer.terminate()
+    state = wait(run)
+    assert (state.phase, state.error) == ("stopped", None), run.log_file.read_text()
+    assert checkpoints.list_checkpoints(run.folder)[-1].iteration == state.iteration
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_is_named_and_its_run_can_be_resumed(
     workspace: Workspace, rank: int
@@ -137,7 +151,9 @@ def test_a_failure_of_one_ends_all_with_its_error(workspace: Workspace) -> None:
 def test_processes_end_with_the_trainer_that_holds_their_run(workspace: Workspace) -> None:
     run = start_long(workspace)
     found = list(workers(run).values())
-    found[0].parent().kill()
+    trainer = found[0].parent()
+    assert trainer is not None
+    trainer.kill()
     wait_until(lambda: not any(process.is_running() for process in found), 20, run)
     assert run.state().phase == "interrupted"
 

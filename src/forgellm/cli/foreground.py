@@ -19,7 +19,7 @@ from forgellm.runs.lock import RunLock
 from forgellm.runs.metrics import read_lines
 from forgellm.runs.store import Run
 from forgellm.schema.run import MetricsLine, RunState
-from forgellm.supervisor import enforce_stop
+from forgellm.supervisor import enforce_stop, launch
 from forgellm.training.session import Session
 from forgellm.training.trainer_log import logging_to
 
@@ -28,41 +28,39 @@ _WATCH_SECONDS = 0.2
 
 
 def train_here(run: Run, lock: RunLock, *, resume: bool, console: Console) -> RunState:
-    """Train with a progress bar (or plain lines where there is no terminal).
+    """Train with a progress bar (or plain lines where there is no terminal), or where the recipe asks
+    for several processes let a trainer start them, as from the web page, and watch.
 
     Ctrl-C and SIGTERM stop the run gracefully, a second one at once. Raises ForgeError.
     """
+    recipe = run.record().recipe
+    if recipe.num_processes > 1:
+        lock.release()
+        launch(run, resume=resume)
+        return watch(run, console)
     session = Session()
-    max_iterations = run.record().recipe.max_iterations
     with lock, logging_to(run.log_file), _graceful_stop(session, console):
-        view = _Bar(console, max_iterations) if console.is_terminal else _Lines(console)
-        with view:
+        with _view(console, recipe.max_iterations) as view:
             session.observer, session.progress = view.report, view.stage
             session.on_tokenised = view.tokenised
             return session.train(run, resume=resume)
 
 
 def watch(run: Run, console: Console) -> RunState:
-    """Show how `run`, which a trainer of its own trains or waits to, goes on to its end.
+    """Show how `run`, which a trainer of its own trains, goes on to its end.
 
     Ctrl-C and SIGTERM stop it gracefully, a second one at once. Raises ForgeError: why it failed.
     """
     asked = Session()
-    view = (
-        _Bar(console, run.record().recipe.max_iterations)
-        if console.is_terminal
-        else _Lines(console)
-    )
     _, offset = read_lines(run.folder)
+    view = _view(console, run.record().recipe.max_iterations)
     with _graceful_stop(asked, console), view:
-        while True:
-            is_alive = run.is_alive()
-            state = run.written_state()
+        is_alive = True
+        while is_alive:
+            is_alive, state = run.is_alive(), run.written_state()
             lines, offset = read_lines(run.folder, offset)
             for line in lines:
                 view.report(line, state)
-            if not is_alive and state.phase != "queued":
-                break
             if asked.stop:
                 run.request_stop()
                 enforce_stop(run)
@@ -89,6 +87,10 @@ def _graceful_stop(session: Session, console: Console) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _view(console: Console, max_iterations: int) -> _Bar | _Lines:
+    return _Bar(console, max_iterations) if console.is_terminal else _Lines(console)
 
 
 class _Lines:

@@ -80,16 +80,12 @@ def run(args: argparse.Namespace) -> int:
     recipe = _shared_anew(resumed, given) if resumed else recipe_from(args.config, given)
     if mlx_rank():
         Session().follow(recipe, workspace, resumed)
-    elif recipe.num_processes > 1:
-        _train_in_processes(workspace, recipe, resumed, console)
-    else:
-        _train_here(workspace, recipe, resumed, console)
+    elif not _trained_along(workspace, recipe, console):
+        _train(workspace, recipe, resumed, console)
     return 0
 
 
-def _train_here(
-    workspace: Workspace, recipe: Recipe, resumed: Run | None, console: Console
-) -> None:
+def _train(workspace: Workspace, recipe: Recipe, resumed: Run | None, console: Console) -> None:
     from forgellm import supervisor
     from forgellm.cli.foreground import train_here
     from forgellm.cli.summary import print_summary
@@ -103,34 +99,20 @@ def _train_here(
     print_summary(found, state, console)
 
 
-def _train_in_processes(
-    workspace: Workspace, recipe: Recipe, resumed: Run | None, console: Console
-) -> None:
-    """The trainer starts the processes, as for a run from the web page; the terminal watches it."""
-    from forgellm import supervisor
-    from forgellm.cli.foreground import watch
-    from forgellm.cli.summary import print_summary
+def _trained_along(workspace: Workspace, recipe: Recipe, console: Console) -> bool:
+    """Where the recipe's meeting point is another machine: that one writes the run."""
     from forgellm.engines.machines import meeting_at
-    from forgellm.training.plan import plan_run
     from forgellm.training.processes import join
 
-    if recipe.rdzv_endpoint and not recipe.hosts:
-        meeting = meeting_at(
-            recipe.rdzv_endpoint, recipe.nproc_per_node, recipe.nnodes, recipe.max_restarts
-        )
-        if not meeting.is_first:
-            console.print(f"Training along; the run is written at {recipe.rdzv_endpoint}")
-            join(recipe.engine, meeting, workspace)
-            return
-    if resumed:
-        supervisor.resume_training(workspace, resumed)
-        found = resumed
-    else:
-        plan = plan_run(recipe, workspace, allow_absolute=True)
-        found = supervisor.start_training(workspace, recipe, max_seq_length=plan.max_seq_length)
-    console.print(f"Run {found.output_dir}, {recipe.num_processes} processes")
-    state = watch(found, console)
-    print_summary(found, state, console)
+    if recipe.rdzv_endpoint is None or recipe.hosts or recipe.nnodes == 1:
+        return False
+    numbers = (recipe.nproc_per_node, recipe.nnodes, recipe.max_restarts)
+    meeting = meeting_at(recipe.rdzv_endpoint, *numbers)
+    if meeting.is_first:
+        return False
+    console.print(f"Training along; the run is written at {recipe.rdzv_endpoint}")
+    join(recipe.engine, meeting, workspace)
+    return True
 
 
 def _shared_anew(run: Run, given: dict[str, Any]) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -18,7 +19,7 @@ _ANYWHERE = "192.0.2.1"  # set apart for documents (RFC 5737): the way there is 
 @dataclass(frozen=True)
 class Meeting:
     """Attributes:
-    endpoint: HOST:PORT of the first machine.
+    endpoint: HOST:PORT of the first machine; of one alone a file's path, so that no port is open.
     is_first: whether this is that machine.
     own_address, own_interface: of this machine, as the others see it.
     """
@@ -32,11 +33,10 @@ class Meeting:
     max_restarts: int = 0
 
 
-def meeting_here(nproc_per_node: int, max_restarts: int) -> Meeting:
-    """Of the processes of this machine alone."""
-    endpoint = f"{_LOOPBACK}:{free_port(_LOOPBACK)}"
+def meeting_here(store: Path, nproc_per_node: int, max_restarts: int) -> Meeting:
+    """Of the processes of this machine alone, who tell each other things in the file `store`."""
     interface = _own_addresses().get(_LOOPBACK)
-    return Meeting(endpoint, True, _LOOPBACK, interface, nproc_per_node, 1, max_restarts)
+    return Meeting(str(store), True, _LOOPBACK, interface, nproc_per_node, 1, max_restarts)
 
 
 def meeting_at(

@@ -26,6 +26,7 @@ from forgellm.training.estimate import (
     require_fit,
     resolve_seq_length,
 )
+from forgellm.training.sharing import require_sharing
 from forgellm.training.trackers import require_trackers
 
 _BYTES_PER_TOKEN = 4.5
@@ -51,6 +52,7 @@ def plan_run(recipe: Recipe, workspace: Workspace, *, allow_absolute: bool = Fal
     """
     suite_of(recipe, workspace)
     engine_name(recipe.engine)
+    require_sharing(recipe, workspace)
     recipe = with_base_run(recipe, workspace, may_wait=recipe.queue)
     # The name that comes from an earlier run may be any folder, as that run's recipe may.
     may_be_anywhere = allow_absolute or recipe.base_run is not None

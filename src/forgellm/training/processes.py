@@ -9,6 +9,8 @@ Where MLX computes, `mlx.launch` takes the agent's place. What a process does is
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from forgellm.child import error_of
 from forgellm.engines.machines import Meeting, meeting_at, meeting_here
@@ -33,9 +35,10 @@ def lead(run: Run, *, resume: bool) -> RunState:
     recipe = run.record().recipe
     arguments = [_WORKER, str(run.folder), *(["--resume"] if resume else [])]
     try:
-        meeting = _meeting_of(run, recipe)
-        with training_along(run, recipe, meeting, command_of(arguments)):
-            _start(recipe.engine, arguments, meeting)
+        with TemporaryDirectory(prefix="forgellm-") as folder:
+            meeting = _meeting_of(run, recipe, Path(folder) / "store")
+            with training_along(run, recipe, meeting, command_of(arguments)):
+                _start(recipe.engine, arguments, meeting)
         _raise_failure(run.written_state())
     except StoppedWaiting:
         _end(run, "stopped")
@@ -64,9 +67,9 @@ def _start(engine: str, module_arguments: list[str], meeting: Meeting) -> None:
     launch(module_arguments, meeting)
 
 
-def _meeting_of(run: Run, recipe: Recipe) -> Meeting:
+def _meeting_of(run: Run, recipe: Recipe, store: Path) -> Meeting:
     if recipe.num_machines == 1:
-        return meeting_here(recipe.nproc_per_node, recipe.max_restarts)
+        return meeting_here(store, recipe.nproc_per_node, recipe.max_restarts)
     return meeting_at(
         endpoint_for(run, recipe),
         recipe.nproc_per_node,

@@ -39,7 +39,11 @@ def launch(module_arguments: list[str], meeting: Meeting) -> None:
         run_id=_RUN_ID,
         rdzv_backend="c10d",
         rdzv_endpoint=meeting.endpoint,
-        rdzv_configs={"timeout": _JOIN_SECONDS, "is_host": meeting.is_first},
+        rdzv_configs={
+            "timeout": _JOIN_SECONDS,
+            "is_host": meeting.is_first,
+            "store_type": "file" if meeting.nnodes == 1 else "tcp",
+        },
         max_restarts=meeting.max_restarts,
         local_addr=meeting.own_address,
         signals_to_handle="SIGQUIT",

@@ -1,7 +1,7 @@
 """Several torch processes, started by torchrun's agent (`launch.py`): what they tell each other.
 
 Weights and gradients travel over gloo or NCCL, everything else over gloo and over the agent's
-key-value store. Nothing is pickled: what is no tensor is JSON.
+key-value store. What is no tensor is JSON: nothing of ours is pickled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import orjson
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from forgellm.child import error_of
 from forgellm.engines.process_group import (
@@ -75,12 +75,11 @@ class TorchGroup:
 
     def __init__(self) -> None:
         environment = os.environ
-        host, _, port = environment[STORE_VARIABLE].rpartition(":")
         timeout = timedelta(seconds=float(environment.get(_TIMEOUT_VARIABLE) or _TIMEOUT_SECONDS))
-        agents = TCPStore(host.strip("[]"), int(port), is_master=False, timeout=timeout)
         # Each start and restart of the processes has another port of its own.
         attempt = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-        self._store = PrefixStore(f"forgellm/{attempt}", agents)
+        store = _agents_store(environment[STORE_VARIABLE], timeout)
+        self._store = PrefixStore(f"forgellm/{attempt}", store)
         self.size = int(environment["WORLD_SIZE"])
         self._local_rank = int(environment["LOCAL_RANK"])
         self.local_size = int(environment["LOCAL_WORLD_SIZE"])
@@ -238,6 +237,16 @@ class TorchGroup:
         if words["rank"] != self.rank and not error.message.startswith("Process "):
             error.message = f"Process {words['rank']} on {words['host']}: {error.message}"
         return error
+
+
+def _agents_store(endpoint: str, timeout: timedelta) -> FileStore | TCPStore:
+    """Where the agents meet, and the processes after them."""
+    if os.path.isabs(endpoint):
+        store = FileStore(endpoint)
+        store.set_timeout(timeout)
+        return store
+    host, _, port = endpoint.rpartition(":")
+    return TCPStore(host.strip("[]"), int(port), is_master=False, timeout=timeout)
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

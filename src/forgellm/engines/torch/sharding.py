@@ -29,7 +29,6 @@ from forgellm import hardware
 from forgellm.catalog.safety import weight_files
 from forgellm.data.batches import Batch
 from forgellm.engines.torch.process_group import OneProcess, TorchGroup
-from forgellm.errors import ConfigError
 
 _LOADED_TO_STORED = 2  # bfloat16 on disk becomes float32 where all weights are trained
 
@@ -67,10 +66,7 @@ def shard(
     """Share out the weights of `model` over all processes; `sums` is called by the module returned.
 
     Weights are gathered in `gather_dtype`, or as they are; gradients are summed in float32.
-    Raises ConfigError.
     """
-    if cpu_offload and device.type == "cpu":
-        raise ConfigError.one("cpu_offload", "there is no GPU whose memory it would spare")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     offload = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
     policy = MixedPrecisionPolicy(param_dtype=gather_dtype, reduce_dtype=torch.float32)
