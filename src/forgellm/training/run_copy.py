@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,21 +46,37 @@ def hand_over(run: Run, group: Sharing) -> None:
             group.share_bytes(b"")
 
 
-def receive(orders: dict[str, Any], workspace: Workspace, group: Sharing, scratch: Path) -> Run:
-    """The run, where this process sees it, else a copy in the folder `scratch`. Raises DiskFull."""
+@contextmanager
+def received(orders: dict[str, Any], workspace: Workspace, group: Sharing) -> Iterator[Run]:
+    """The run, where this process sees it, else a copy of its own for as long as this lasts.
+
+    Raises DiskFull.
+    """
     run = _seen(orders, workspace)
     if all(group.gather(run is not None)):
         assert run is not None
-        return run
-    for name in group.share(None):
-        path = scratch / name
-        with storage_errors("a copy of the run"):
+        yield run
+        return
+    # One that was left behind by a killed process is taken away by the next.
+    copy = workspace.cache / "followed" / str(group.rank)
+    shutil.rmtree(copy, ignore_errors=True)
+    try:
+        for name in group.share(None):
+            _receive_file(None if run else copy / name, group)
+        yield run or Run(copy, workspace)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def _receive_file(path: Path | None, group: Sharing) -> None:
+    with storage_errors("a copy of the run"), ExitStack() as stack:
+        file = None
+        if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as file:
-                while chunk := group.share_bytes(None):
-                    if run is None:
-                        file.write(chunk)
-    return run or Run(scratch, workspace)
+            file = stack.enter_context(open(path, "wb"))
+        while chunk := group.share_bytes(None):
+            if file is not None:
+                file.write(chunk)
 
 
 def _seen(orders: dict[str, Any], workspace: Workspace) -> Run | None:

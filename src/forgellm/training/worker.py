@@ -12,7 +12,6 @@ import signal
 import threading
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -25,7 +24,7 @@ from forgellm.paths import Workspace
 from forgellm.runs.checkpoints import list_checkpoints
 from forgellm.runs.store import open_run
 from forgellm.schema.recipe import parse_recipe
-from forgellm.training.run_copy import hand_over, receive
+from forgellm.training.run_copy import hand_over, received
 from forgellm.training.session import Session, Stopped
 
 _POLL_SECONDS = 0.2
@@ -47,8 +46,7 @@ def work(run_folder: Path | None, workspace: Workspace, *, resume: bool) -> int:
         return _work_with_mlx(session, run_folder, workspace, resume)
     group: Any = join_group("torch")
     try:
-        with TemporaryDirectory(prefix="forgellm-") as scratch:
-            _train(session, group, run_folder, workspace, resume, Path(scratch))
+        _train(session, group, run_folder, workspace, resume)
     except PeerLost as error:
         log.error("%s %s", error.message, error.suggestion)
         logging.shutdown()
@@ -60,12 +58,7 @@ def work(run_folder: Path | None, workspace: Workspace, *, resume: bool) -> int:
 
 
 def _train(
-    session: Session,
-    group: Any,
-    run_folder: Path | None,
-    workspace: Workspace,
-    resume: bool,
-    scratch: Path,
+    session: Session, group: Any, run_folder: Path | None, workspace: Workspace, resume: bool
 ) -> None:
     if group.rank == 0:
         assert run_folder is not None
@@ -82,10 +75,12 @@ def _train(
             group.say_goodbye(Stopped())  # to those who prepare even now
         return
     orders = group.share(None)
-    resumed = None
-    if orders["resume"]:
-        resumed = receive(orders, workspace, group, scratch)
-    session.follow(parse_recipe(orders["recipe"]), workspace, resumed)
+    recipe = parse_recipe(orders["recipe"])
+    if not orders["resume"]:
+        session.follow(recipe, workspace)
+        return
+    with received(orders, workspace, group) as resumed:
+        session.follow(recipe, workspace, resumed)
 
 
 def _work_with_mlx(

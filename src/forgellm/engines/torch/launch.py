@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -36,6 +37,7 @@ def launch(module_arguments: list[str], meeting: Meeting) -> None:
         min_nodes=meeting.nnodes,
         max_nodes=meeting.nnodes,
         nproc_per_node=meeting.nproc_per_node,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # all goes where ours goes
         run_id=_RUN_ID,
         rdzv_backend="c10d",
         rdzv_endpoint=meeting.endpoint,
@@ -79,10 +81,11 @@ def _environment(meeting: Meeting) -> dict[str, str]:
 
 def _death_of(error: ChildFailedError, meeting: Meeting) -> WorkerDied:
     """Of the first that ended, and not for the end of another."""
-    failures = error.failures
-    was_silent = any(f.exitcode == PeerSilent.exit_code for f in failures.values())
-    causes = {r: f for r, f in failures.items() if f.exitcode not in _VICTIMS} or failures
-    rank, failure = min(causes.items(), key=lambda item: item[1].timestamp)
+    failures = list(error.failures.values())
+    was_silent = any(failure.exitcode == PeerSilent.exit_code for failure in failures)
+    causes = [f for f in failures if f.exitcode not in _VICTIMS] or failures
+    failure = min(causes, key=lambda cause: cause.timestamp)
+    where = "on the first machine " if meeting.nnodes > 1 and meeting.is_first else ""
     if failure.exitcode == -signal.SIGKILL and was_silent:
         what = "did not answer, and was ended"
     elif failure.exitcode in (PeerLost.exit_code, PeerSilent.exit_code):
@@ -93,6 +96,6 @@ def _death_of(error: ChildFailedError, meeting: Meeting) -> WorkerDied:
         what = f"ended with exit status {failure.exitcode}; trainer.log says why"
     restarts = f", after {meeting.max_restarts} new starts" if meeting.max_restarts else ""
     return WorkerDied(
-        f"Process {rank} of {meeting.nproc_per_node * meeting.nnodes} {what}{restarts}",
-        details={"rank": rank, "exit_code": failure.exitcode},
+        f"Process {failure.local_rank} of {meeting.nproc_per_node} {where}{what}{restarts}",
+        details={"exit_code": failure.exitcode},
     )

@@ -115,6 +115,10 @@ class TorchTrainEngine:
     def _update(self, learning_rate: float) -> None:
         """Divide by the terms of all micro-batches, so that accumulation equals the big batch."""
         parameters = list(self._trainable.values())
+        if self.group.size > 1 and not self._sharded:
+            for parameter in parameters:  # of which others may have one
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         grads = [p.grad for p in parameters if p.grad is not None]
         if not self._sharded:
             self.group.sum_in_place(grads)
