@@ -214,3 +214,37 @@ def test_queue_waits_for_the_run_before_it(workspace: Workspace) -> None:
     queued = forgellm(workspace, "train", *FLAGS, "--queue")
     assert queued.returncode == 0, queued.stderr
     assert first.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ("TORCHELASTIC_RUN_ID", "forgellm train starts what torchrun would"),
+        ("MLX_RANK", "mlx.launch says which processes there are"),
+    ],
+)
+def test_processes_are_not_started_twice(
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    words: str,
+) -> None:
+    monkeypatch.setenv(variable, "0")
+    flags = ["--workspace", str(workspace.root), "--nproc-per-node", "2"]
+    assert main(["train", *FLAGS, *flags]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_two_processes_are_watched_from_the_terminal_and_resumed_by_one(
+    workspace: Workspace,
+) -> None:
+    done = forgellm(workspace, "train", *FLAGS, "--nproc-per-node", "2")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"iteration 12: loss \d+\.\d+, validation \d+\.\d+, \d+ tok/s", done.stderr)
+    run = latest_run(workspace)
+    assert run is not None and len(run.state().processes) == 2
+    checkpoints._remove(run.folder, "0000012")
+    again = forgellm(workspace, "train", "--resume", run.name, "--nproc-per-node", "1")
+    assert again.returncode == 0, again.stderr
+    assert run.state().iteration == 12 and run.record().recipe.num_processes == 1

@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
             "--resume continues a run as it was; only who shares the work may change: "
             + ", ".join("--" + name.replace("_", "-") for name in sorted(MACHINE_FIELDS))
         )
+    _require_no_launcher(given)
     stages = stages_from(args.config, given)
     if stages is not None:
         if mlx_rank() is not None:
@@ -83,6 +84,17 @@ def run(args: argparse.Namespace) -> int:
     elif not _trained_along(workspace, recipe, console):
         _train(workspace, recipe, resumed, console)
     return 0
+
+
+def _require_no_launcher(given: dict[str, Any]) -> None:
+    """Raises InvalidRequest where processes are started twice."""
+    from forgellm.engines.process_group import is_of_torchrun, mlx_rank
+
+    instead = "give --nproc-per-node (and --nnodes, --rdzv-endpoint) without it"
+    if is_of_torchrun():
+        raise InvalidRequest(f"forgellm train starts what torchrun would: {instead}")
+    if mlx_rank() is not None and given.keys() & MACHINE_FIELDS:
+        raise InvalidRequest(f"mlx.launch says which processes there are: {instead}")
 
 
 def _train(workspace: Workspace, recipe: Recipe, resumed: Run | None, console: Console) -> None:

@@ -65,3 +65,8 @@ def mlx_rank() -> int | None:
     """This process's number among those of `mlx.launch`, before any library is loaded; None alone."""
     rank = os.environ.get(_MLX_RANK)
     return None if rank is None else int(rank)
+
+
+def is_of_torchrun() -> bool:
+    """Whether torchrun's own command started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and not is_led()
