@@ -19,6 +19,9 @@ SETTINGS: list[dict[str, object]] = [
     {"batch_size": 4, "grad_checkpoint": True},
     {"batch_size": 2, "max_seq_length": 2048},
     {"batch_size": 2, "fine_tune_type": "full"},
+    {"batch_size": 2, "fine_tune_type": "full", "dtype": "bfloat16"},
+    {"batch_size": 2, "fine_tune_type": "full", "grad_checkpoint": True},
+    {"batch_size": 2, "fine_tune_type": "dora"},
     {"batch_size": 4, "dtype": "bfloat16"},
     {"batch_size": 4, "num_layers": 8},
 ]
@@ -36,13 +39,14 @@ def measure(folder: Path, fields: dict[str, Any]) -> Figures:
     from forgellm.data.batches import Batch
     from forgellm.engines.torch.train import TorchTrainEngine
     from forgellm.schema.recipe import Recipe
-    from forgellm.training.estimate import estimate_memory
+    from forgellm.training.estimate import Device, estimate_memory
 
     always = {"model_name": "m", "dataset": "d", "dtype": "float32", "max_seq_length": 512}
     recipe = Recipe(**always | fields).resolved()
     assert recipe.max_seq_length is not None
     facts = read_facts(folder, json.loads((folder / "config.json").read_text()))
-    estimated = estimate_memory(facts, recipe, recipe.max_seq_length, recipe.dtype).total
+    device = Device("torch", "cpu", recipe.dtype)
+    estimated = estimate_memory(facts, recipe, recipe.max_seq_length, device).total
     shape = (recipe.batch_size, recipe.max_seq_length)
     tokens = np.random.default_rng(0).integers(0, 49152, shape, dtype=np.int32)
     batch = Batch(tokens, tokens, np.ones(shape, np.float32), np.zeros_like(tokens))

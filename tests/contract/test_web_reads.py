@@ -296,7 +296,7 @@ def test_estimate_says_what_a_run_takes_and_starts_none(web: TestClient, second:
 def test_estimate_of_what_does_not_fit_says_what_would(
     web: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "training_memory_bytes", lambda: 601_000_000)
+    monkeypatch.setattr(hardware, "training_memory_bytes", lambda: 690_000_000)
     recipe = tiny_recipe(batch_size=512).model_dump(exclude_unset=True)
     found = web.post("/api/estimate", json=recipe).json()
     assert (found["fits"], found["problem"]["error_code"]) == (False, "MEMORY_TOO_SMALL")

@@ -14,6 +14,7 @@ from forgellm.engines.torch.lora import add_lora, lora_layers
 from forgellm.engines.torch.scoring import loss_sum
 from forgellm.engines.torch.train import TorchTrainEngine
 from forgellm.schema.recipe import Recipe
+from forgellm.training.estimate import IN_CLOSED_FORM
 from tiny_model import build_tiny_model, random_batch
 
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ def loss_and_gradients(
 
 
 @pytest.mark.parametrize("is_full", [False, True], ids=["lora", "full"])
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", sorted(IN_CLOSED_FORM))
 def test_closed_forms_equal_the_models_own_code(
     tmp_path: Path, architecture: str, is_full: bool
 ) -> None:

@@ -21,6 +21,7 @@ class ProcessGroup(Protocol):
     Attributes:
     rank: this process's number, from 0; process 0 writes the run.
     size: how many there are.
+    is_first_here: whether it is the first of its machine.
     """
 
     @property
@@ -28,6 +29,9 @@ class ProcessGroup(Protocol):
 
     @property
     def size(self) -> int: ...
+
+    @property
+    def is_first_here(self) -> bool: ...
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true in one of them."""
@@ -45,6 +49,7 @@ class Alone:
 
     rank: int = 0
     size: int = 1
+    is_first_here: bool = True
 
     def any(self, flag: bool) -> bool:
         return flag

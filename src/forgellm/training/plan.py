@@ -21,11 +21,13 @@ from forgellm.runs.lineage import inherited, with_base_run
 from forgellm.schema.chain import PREVIOUS, EvalRecipe
 from forgellm.schema.recipe import Recipe
 from forgellm.training.estimate import (
+    Device,
     MemoryEstimate,
     checkpoint_bytes,
-    require_fit,
+    estimate_memory,
     resolve_seq_length,
 )
+from forgellm.training.fitting import Room, require_fit, with_parallelism
 from forgellm.training.sharing import require_sharing
 from forgellm.training.trackers import require_trackers
 
@@ -34,7 +36,8 @@ _BYTES_PER_TOKEN = 4.5
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe that looks possible. `recipe` is resolved; `warnings` are sentences for the user."""
+    """A recipe that looks possible. `recipe` is resolved; `estimate` is of one process; `warnings`
+    are sentences for the user."""
 
     recipe: Recipe
     model: ModelFolder
@@ -87,16 +90,23 @@ def plan_chain(chain: Chain, *, allow_absolute: bool = False) -> dict[int, Plan]
     return plans
 
 
-def plan_compute(recipe: Recipe, model: ModelFolder, workspace: Workspace) -> Plan:
-    """The part of a plan that needs no data. Raises ConfigError, DoesNotFit, DiskTooSmall."""
+def plan_compute(
+    recipe: Recipe, model: ModelFolder, workspace: Workspace, *, is_first_here: bool = True
+) -> Plan:
+    """The part of a plan that needs no data. Raises ConfigError, DoesNotFit, DiskTooSmall.
+
+    The first process of a machine looks at its memory, for all that will run there.
+    """
     require_trackers(recipe.report_to)
     recipe = recipe.resolved()
-    if recipe.parallelism == "auto":
-        parallelism = "fsdp" if recipe.fine_tune_type == "full" else "ddp"
-        recipe = recipe.model_copy(update={"parallelism": parallelism})
-    seq_len = resolve_seq_length(recipe, model.facts.context_length)
-    _require_disk(workspace.models, model.facts, recipe)
-    estimate = _require_memory(recipe, model, seq_len)
+    facts, room = model.facts, room_for(recipe)
+    seq_len = resolve_seq_length(recipe, facts.context_length)
+    _require_disk(workspace.models, facts, recipe)
+    if is_first_here:
+        recipe = with_parallelism(facts, recipe, seq_len, room)
+        estimate = require_fit(facts, recipe, seq_len, room)
+    else:
+        estimate = estimate_memory(facts, recipe, seq_len, room.device)
     return Plan(recipe, model, seq_len, estimate, _length_warnings(recipe, seq_len))
 
 
@@ -118,17 +128,20 @@ def _require_disk(folder: Path, facts: ModelFacts, recipe: Recipe) -> None:
         )
 
 
-def _require_memory(recipe: Recipe, model: ModelFolder, seq_len: int) -> MemoryEstimate:
-    dtype = compute_dtype(recipe)
-    available = hardware.training_memory_bytes()
-    return require_fit(model.facts, recipe, seq_len, dtype, available)
-
-
-def compute_dtype(recipe: Recipe) -> str:
-    """What `dtype: auto` means on this machine. Raises ConfigError for an engine it lacks."""
-    if recipe.dtype != "auto":
-        return recipe.dtype
-    return hardware.default_dtype(engine_name(recipe.engine))[0]
+def room_for(recipe: Recipe) -> Room:
+    """What this machine has for a recipe. Raises ConfigError for an engine it lacks."""
+    engine = engine_name(recipe.engine)
+    num_gpus = len(hardware.gpu_names())
+    kind = "cuda" if num_gpus and engine == "torch" else "cpu"
+    if hardware.is_apple_silicon():
+        kind = {"mlx": "metal", "torch": "mps"}[engine]
+    dtype = hardware.default_dtype(engine)[0] if recipe.dtype == "auto" else recipe.dtype
+    return Room(
+        Device(engine, kind, dtype),
+        free_bytes=hardware.training_memory_bytes(),
+        machine_bytes=hardware.memory_available_bytes(),
+        num_gpus=num_gpus,
+    )
 
 
 def _length_warnings(recipe: Recipe, seq_len: int) -> list[str]:

@@ -7,7 +7,8 @@ from forgellm.data.prepared import PreparedData
 from forgellm.engines.base import TrainEngine
 from forgellm.errors import OutOfMemory
 from forgellm.hardware import GB
-from forgellm.training.estimate import suggest_fitting
+from forgellm.training.estimate import Device
+from forgellm.training.fitting import Room, suggest_fitting
 from forgellm.training.plan import Plan
 
 
@@ -23,9 +24,9 @@ def rehearse(engine: TrainEngine, data: PreparedData, plan: Plan) -> dict[str, f
         measured = engine.rehearse(batch)
         engine.validation_loss([batch], lambda: False)
     except OutOfMemory as error:
-        error.suggestion, change = suggest_fitting(
-            plan.model.facts, plan.recipe, seq_len, engine.info.dtype, available
-        )
+        device = Device(engine.info.engine, engine.info.device, engine.info.dtype)
+        room = Room(device, available, hardware.memory_available_bytes())
+        error.suggestion, change = suggest_fitting(plan.model.facts, plan.recipe, seq_len, room)
         error.details["fitting"] = change
         raise
     return {

@@ -180,10 +180,12 @@ class Session:
             if merged_ancestor(start.lineage):
                 self.progress("finding or merging the model to start from")
             model = model_under(recipe, start.lineage, workspace)
-            plan = plan_compute(recipe, model, workspace)
+            plan = plan_compute(recipe, model, workspace, is_first_here=group.is_first_here)
             self.progress("reading and tokenising the documents")
             tokenizer = Tokenizer.load(model.path, start.template_folder)
             data = _prepare(summary, workspace, plan, tokenizer, on_progress)
+        if group.any(plan.recipe.parallelism == "fsdp"):
+            plan = replace(plan, recipe=plan.recipe.model_copy(update={"parallelism": "fsdp"}))
         if not summary:
             data = self._without_leaks(data, suite, plan, tokenizer, should_stop)
         self.progress("loading the model")

@@ -30,6 +30,10 @@ class MlxGroup:
     def size(self) -> int:
         return int(self._group.size())
 
+    @property
+    def is_first_here(self) -> bool:
+        return True  # MLX's processes have a machine each
+
     def any(self, flag: bool) -> bool:
         # On the CPU's stream, so that the question does not wait for the GPU's step.
         return flag if self.size == 1 else float(self.sum(mx.array(float(flag)))) > 0
@@ -38,7 +42,7 @@ class MlxGroup:
         self.any(False)
 
     def one_first(self) -> AbstractContextManager[None]:
-        return nullcontext()  # MLX's processes have a machine each
+        return nullcontext()
 
     def gather(self, num_tokens: int, peak_memory_bytes: int) -> tuple[ProcessMetrics, ...]:
         """What each process has done, as it says."""

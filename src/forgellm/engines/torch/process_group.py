@@ -109,6 +109,10 @@ class TorchGroup:
             first = orjson.loads(self._store.get("first"))
         return (rank - first["rank"]) % self.size, timedelta(seconds=first["seconds"])
 
+    @property
+    def is_first_here(self) -> bool:
+        return self._local_rank == 0
+
     # --- agreeing ---------------------------------------------------------------------------
 
     def any(self, flag: bool) -> bool:
@@ -178,10 +182,10 @@ class TorchGroup:
 
     @contextmanager
     def one_first(self) -> Iterator[None]:
-        if self._local_rank > 0:
+        if not self.is_first_here:
             self.meet()
         yield
-        if self._local_rank == 0:
+        if self.is_first_here:
             self.meet()
 
     @contextmanager

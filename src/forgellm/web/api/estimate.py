@@ -17,7 +17,8 @@ from forgellm.runs.store import list_runs
 from forgellm.schema.figures import DiskItem, EstimateReply, MemoryItem, TimeItem
 from forgellm.schema.recipe import Recipe, parse_recipe, recipe_schema
 from forgellm.training.estimate import checkpoint_bytes, estimate_memory, resolve_seq_length
-from forgellm.training.plan import compute_dtype, num_checkpoints, plan_run
+from forgellm.training.fitting import with_parallelism
+from forgellm.training.plan import num_checkpoints, plan_run, room_for
 from forgellm.training.schedule import learning_rate
 from forgellm.web.run_figures import summed_up
 
@@ -49,14 +50,16 @@ def estimate_run(recipe: Recipe, workspace: Workspace) -> EstimateReply:
     facts = find_model(recipe.model_name, workspace, allow_absolute=is_inherited).facts
     seq_len = resolve_seq_length(recipe, facts.context_length)
     recipe = recipe.model_copy(update={"max_seq_length": seq_len})
-    dtype = compute_dtype(recipe)
-    memory = estimate_memory(facts, recipe, seq_len, dtype).to_dict()
+    room = room_for(recipe)
+    recipe = with_parallelism(facts, recipe, seq_len, room)
+    estimate = estimate_memory(facts, recipe, seq_len, room.device)
+    memory = estimate.to_dict(room.num_sharing(recipe))
     checkpoint = checkpoint_bytes(facts, recipe)
     rows = recipe.max_iterations * recipe.grad_accum_steps * recipe.batch_size
     return EstimateReply(
         fits=problem is None,
         problem=problem.to_dict() if problem else None,
-        memory=MemoryItem(**memory, available_gb=_gb(hardware.training_memory_bytes())),
+        memory=MemoryItem(**memory, available_gb=_gb(room.free_bytes)),
         disk=DiskItem(
             checkpoint_gb=_gb(checkpoint),
             needed_gb=_gb(checkpoint * num_checkpoints(recipe)),
