@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKSPACE ?= workspace
 BENCH_MODEL ?= $(WORKSPACE)/models/base/SmolLM2-135M-Instruct
-BENCHMARKS ?= training generation tokenising mlx_lm_peer memory_estimate
+BENCHMARKS ?= training generation tokenising mlx_lm_peer memory_estimate scaling
 
 .PHONY: setup demo test test-full test-browser lint lint-page docs screenshots bench clean
 

@@ -1,6 +1,6 @@
 """The web server over large workspaces: its start, its listings, a long run, and live viewers.
 
-    python benchmarks/serving.py [start models runs dashboard latency viewers] [--rounds 3]
+    python benchmarks/serving.py [start models runs dashboard checkpoints latency viewers] [--rounds 3]
 
 Each part builds a workspace of its own in a temporary folder and asks a real web server, a process
 of its own. The bound is a route that returns a constant behind the same guard, in a process that
@@ -34,11 +34,12 @@ from rounds import Column, Figures, add_rounds, print_heading, print_table, take
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 NUM_MODELS, NUM_RUNS, NUM_LINES, NUM_VIEWERS = 1_000, 10_000, 1_000_000, 100
+NUM_CHECKPOINTS, NUM_CROWD = 200, 300
 LIVE_LINES, LINES_PER_SECOND = 60, 4
 TRAINING_SECONDS = 20.0
 PATIENCE_SECONDS = 60.0
 _KEPT_SECONDS = 3.0
-PARTS = ("start", "models", "runs", "dashboard", "latency", "viewers")
+PARTS = ("start", "models", "runs", "dashboard", "checkpoints", "latency", "viewers")
 _MS, _SPREAD = "{:.1f} ms", True
 REQUESTS = [
     Column("first", "first", _MS, _SPREAD),
@@ -179,21 +180,14 @@ def new_run(root: Path, **fields: Any) -> Any:
 
 def build_runs(root: Path) -> Path:
     """Copies of one run that has ended, with two checkpoints, each with its own name and id."""
-    from forgellm.runs.checkpoints import write_checkpoint
     from forgellm.runs.lock import RunLock
     from forgellm.schema.run import RunState
-
-    def weights(folder: Path, stem: str) -> None:
-        (folder / f"{stem}_adapters.safetensors").write_bytes(b"x" * 2000)
 
     run = new_run(root)
     with RunLock(run.folder).acquire():
         write_lines(run.folder, 40)
         for iteration in (250, 500):
-            write_checkpoint(
-                run.folder, iteration, 2.0 - iteration / 1000, weights,
-                lambda folder: (folder / "optimizer.safetensors").write_bytes(b"y"), {},
-            )  # fmt: skip
+            keep_checkpoint(run.folder, iteration)
         run.write_state(RunState(phase="completed", iteration=500, training_seconds=90.0))
     record = (run.folder / "run.json").read_text()
     training_id = json.loads(record)["training_id"]
@@ -206,6 +200,18 @@ def build_runs(root: Path) -> Path:
             text = text.replace(training_id, f"{training_id}_{number + 1}")
             (folder / name).write_text(text.replace(f'"{run.name}"', f'"{folder.name}"'))
     return run.folder.parent / f"{run.name}_{NUM_RUNS // 2}"
+
+
+def keep_checkpoint(run_folder: Path, iteration: int) -> None:
+    from forgellm.runs.checkpoints import write_checkpoint
+
+    def weights(folder: Path, stem: str) -> None:
+        (folder / f"{stem}_adapters.safetensors").write_bytes(b"x" * 2000)
+
+    write_checkpoint(
+        run_folder, iteration, 2.0 - iteration / 1000, weights,
+        lambda folder: (folder / "optimizer.safetensors").write_bytes(b"y"), {},
+    )  # fmt: skip
 
 
 def write_lines(folder: Path, count: int, first: int = 1) -> None:
@@ -311,11 +317,34 @@ def dashboard(rounds: int) -> None:
     print_table(f"a run of {NUM_LINES:,} lines, {size:.0f} MB", columns, found)
 
 
+def checkpoints(rounds: int) -> None:
+    """Listed by the server, and ranked by a trainer as it does before it prunes."""
+    from forgellm.runs.checkpoints import list_checkpoints, prune
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = new_run(Path(folder), max_checkpoints=1000)
+        for number in range(1, NUM_CHECKPOINTS + 1):
+            keep_checkpoint(run.folder, 10 * number)
+        numbers = iter(range(NUM_CHECKPOINTS + 1, 2 * NUM_CHECKPOINTS))
+        paths = {"/api/checkpoints": lambda: keep_checkpoint(run.folder, 10 * next(numbers))}
+        found = listing(Path(folder), paths, rounds)
+        started = time.perf_counter()
+        prune(run.folder, keep=1000)
+        milliseconds = 1000 * (time.perf_counter() - started)
+        found["a trainer"] = [{"second": milliseconds}]
+        num_kept = len(list_checkpoints(run.folder))
+    print_table(f"{num_kept} checkpoints", REQUESTS, found)
+
+
 def latency(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = new_run(Path(folder))
         with served(Path(folder)) as server:
             found = {"trainer to client": [asyncio.run(listen(server, run)) for _ in range(rounds)]}
+            audience = Audience(server.port, NUM_CROWD)
+            name = f"beside {NUM_CROWD} viewers"
+            found[name] = [asyncio.run(listen(server, run)) for _ in range(rounds)]
+            audience.close()
     columns = [Column("median", "median", "{:.0f} ms"), Column("max", "max", "{:.0f} ms")]
     print_table(f"{LIVE_LINES} lines, {LINES_PER_SECOND} a second", columns, found)
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import scaling_tables
+
 from forgellm import errors
 from forgellm.cli import main as cli
 from forgellm.schema.recipe import Recipe
@@ -217,6 +219,8 @@ _PARTS: dict[str, Callable[[], str]] = {
     "error codes": error_codes,
     "command help": command_help,
     "package tree": package_tree,
+    "scaling on gpus": lambda: _table(*scaling_tables.gpu_rows()),
+    "scaling on macs": lambda: _table(*scaling_tables.mac_rows()),
 }
 
 
