@@ -12,15 +12,12 @@ export const PROCESS_FIELDS = ['hosts', 'nproc_per_node', 'max_restarts', 'paral
 
 export function ProcessFields({ heading, recipe, change, problems, fields }) {
     const health = useResource(() => api.health(), []);
-    const gpus = health.data?.system_info.gpus ?? [];
-    const isTooMany = gpus.length > 0 && recipe.nproc_per_node > gpus.length;
-    const errors = { ...problems, ...(isTooMany && { nproc_per_node: `This machine has ${plural(gpus.length, 'GPU')}.` }) };
     const names = PROCESS_FIELDS.filter((name) => name !== 'hosts' && (name in recipe || !BY_HAND.includes(name)));
     return html`<h3 class="group">${heading}</h3><div class="stack">
         ${health.data && html`<p class="quiet small-text">${machineSaid(health.data.system_info)}</p>`}
         <${Hosts} chosen=${recipe.hosts ?? []} hint=${fields.hosts.description} error=${problems.hosts} onChange=${(value) => change({ hosts: value })} />
         <div class="grid fields">${names.map((name) => html`<${AnyField} key=${name} name=${name} label=${html`<code>${name}</code>`}
-            field=${fields[name]} value=${recipe[name]} error=${errors[name]} onChange=${(value) => change({ [name]: value })} />`)}</div>
+            field=${fields[name]} value=${recipe[name]} error=${problems[name]} onChange=${(value) => change({ [name]: value })} />`)}</div>
         <div role="status"><${Sharing} recipe=${recipe} fields=${fields} change=${change} /></div>
     </div>`;
 }
