@@ -297,7 +297,7 @@ def test_all_cores_or_one_make_the_same(
     form = ChatFormat(CHAT_TEMPLATE, "last", 65, in_pairs=in_pairs)
     one = chat_store(folder, tokenizer, form, tmp_path / "one")
     monkeypatch.setattr(parallel, "_WORTH_BYTES", 0)
-    monkeypatch.setattr(parallel, "_num_cores", lambda: 3)
+    monkeypatch.setattr(parallel, "num_cores", lambda: 3)
     monkeypatch.setattr(parallel, "_COMMAND", command)
     all_cores = chat_store(folder, tokenizer, form, tmp_path / "all")
     assert one.report == all_cores.report and one.report.documents > 120

@@ -48,7 +48,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "_WORTH_BYTES", 0)
-    monkeypatch.setattr(parallel, "_num_cores", lambda: 2)
+    monkeypatch.setattr(parallel, "num_cores", lambda: 2)
 
 
 @pytest.fixture(params=["documents", "conversations", "pairs", "conversations on all cores"])
