@@ -18,11 +18,12 @@ from forgellm.engines.process_group import LEADER_VARIABLE
 from forgellm.engines.registry import load_launcher
 from forgellm.engines.stop_requests import StoppedWaiting, command_of
 from forgellm.errors import ForgeError, WorkerDied
-from forgellm.paths import Workspace, iso_utc
+from forgellm.paths import Workspace
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe
-from forgellm.schema.run import ACTIVE_PHASES, Phase, RunState
+from forgellm.schema.run import ACTIVE_PHASES, RunState
 from forgellm.training.other_machines import endpoint_for, training_along
+from forgellm.training.record import write_end
 
 _WORKER = "forgellm.training"
 
@@ -41,10 +42,10 @@ def lead(run: Run, *, resume: bool) -> RunState:
                 _start(recipe.engine, arguments, meeting)
         _raise_failure(run.written_state())
     except StoppedWaiting:
-        _end(run, "stopped")
+        write_end(run, "stopped")
     except ForgeError as error:
         if run.written_state().phase in ACTIVE_PHASES:
-            _end(run, "interrupted" if isinstance(error, WorkerDied) else "failed", error)
+            write_end(run, "interrupted" if isinstance(error, WorkerDied) else "failed", error)
         raise
     return run.written_state()
 
@@ -85,13 +86,3 @@ def _raise_failure(state: RunState) -> None:
         raise error_of(state.error)
     if state.phase in ACTIVE_PHASES:
         raise WorkerDied("The processes ended without finishing; trainer.log says more")
-
-
-def _end(run: Run, phase: Phase, error: ForgeError | None = None) -> None:
-    update = {
-        "phase": phase,
-        "error": error.to_dict() if error else None,
-        "eta_minutes": None,
-        "heartbeat": iso_utc(),
-    }
-    run.write_state(run.written_state().model_copy(update=update))

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from forgellm import __version__
-from forgellm.atomic import storage_errors, write_json
 from forgellm.data.prepare import prepare_data, reopen_prepared
 from forgellm.data.prepared import PreparedData
 from forgellm.data.progress import OnProgress, Tokenised
-from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME, Tokenizer
-from forgellm.engines.base import TrainEngine
+from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.merged_model import model_under
 from forgellm.engines.process_group import mlx_rank
 from forgellm.engines.registry import engine_name, join_group, load_train_engine
@@ -42,8 +38,10 @@ from forgellm.training.loop import Observer, TrainingLoop
 from forgellm.training.plan import Plan, plan_compute
 from forgellm.training.preflight import rehearse
 from forgellm.training.preparing import telling_state
+from forgellm.training.ready import Ready
+from forgellm.training.record import completed, write_companions, write_end
 from forgellm.training.recorder import Recorder, RunRecorder, SilentRecorder
-from forgellm.training.reference import read_reference, score_pairs, write_reference
+from forgellm.training.reference import read_reference, score_pairs
 from forgellm.training.replay import ReplayRule
 from forgellm.training.start import Start, find_start
 
@@ -57,19 +55,6 @@ class Stopped(ForgeError):
 
     def __init__(self) -> None:
         super().__init__("Stopped before the first update")
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """All that a run needs to train. `measured` are the figures of the rehearsal."""
-
-    plan: Plan
-    engine: TrainEngine
-    tokenizer: Tokenizer
-    data: PreparedData
-    measured: dict[str, float]
-    suite: Suite
-    should_stop: Callable[[], bool]
 
 
 @dataclass
@@ -107,7 +92,7 @@ class Session:
         except PeerLost:
             raise  # who started the processes says how the run goes on or ends
         except ForgeError as error:
-            _record_failure(run, error)
+            write_end(run, "failed", error)
             raise
 
     def _train(self, run: Run, resume: bool, followers: Followers) -> RunState:
@@ -123,8 +108,8 @@ class Session:
         )
         ready = self._referred(ready, run if resume else None)
         if checkpoint is None:
-            run.write_record(_completed(record, ready))
-            _write_companions(run, start, ready)
+            run.write_record(completed(record, ready))
+            write_companions(run, start, ready)
         for warning in ready.data.warnings:
             log.warning(warning)
         followers.open_trackers(run.written_state())
@@ -157,7 +142,7 @@ class Session:
         workspace: Workspace,
         stop_requested: Callable[[], bool],
         tell: OnProgress,
-    ) -> _Ready:
+    ) -> Ready:
         """Data (that of `summary` for a resume), model and a rehearsed step.
 
         Raises ForgeError and Stopped.
@@ -195,7 +180,7 @@ class Session:
         data = data.shared(group.rank, group.size)
         self.progress("rehearsing one step")
         measured = rehearse(engine, data, plan)
-        return _Ready(
+        return Ready(
             plan, engine, tokenizer, data, measured, suite, lambda: group.any(should_stop())
         )
 
@@ -217,7 +202,7 @@ class Session:
         warnings = overlap_warnings(data, suite, tokenizer, plan.recipe, on_step)
         return replace(data, warnings=[*data.warnings, *warnings])
 
-    def _referred(self, ready: _Ready, resumed: Run | None) -> _Ready:
+    def _referred(self, ready: Ready, resumed: Run | None) -> Ready:
         """With what the model said of the pairs at the start, where the loss asks for it.
 
         Raises CheckpointCorrupt and Stopped.
@@ -232,7 +217,7 @@ class Session:
             raise Stopped
         return replace(ready, data=ready.data.with_reference(reference))
 
-    def _loop(self, ready: _Ready, recorder: Recorder, observer: Observer) -> TrainingLoop:
+    def _loop(self, ready: Ready, recorder: Recorder, observer: Observer) -> TrainingLoop:
         self.progress("training")
         recipe, engine, should_stop = ready.plan.recipe, ready.engine, ready.should_stop
         evaluations = None
@@ -291,7 +276,7 @@ def _prepare(
     return prepare_data(recipe, workspace, tokenizer, seq_len, on_progress)
 
 
-def _replay_rule(ready: _Ready) -> ReplayRule | None:
+def _replay_rule(ready: Ready) -> ReplayRule | None:
     recipe = ready.plan.recipe
     if recipe.replay != "auto":
         return None
@@ -310,62 +295,3 @@ def _start_of(record: RunRecord, run: Run, resume: bool) -> Start:
     if not resume:
         return find_start(record.recipe, run.workspace)
     return Start(record.recipe, record.lineage, template_folder=run.folder)
-
-
-def _write_companions(run: Run, start: Start, ready: _Ready) -> None:
-    """What belongs to the run's weights: how to attach them, the template they know, and what
-    they are compared with."""
-    if (config := ready.engine.adapter_config()) is not None:
-        if merged_ancestor(start.lineage):
-            config["base_model_name_or_path"] = ready.plan.model.name
-        write_json(run.folder / "adapter_config.json", config)
-    if (reference := ready.data.reference) is not None:
-        write_reference(run.folder, reference)
-    with storage_errors(CHAT_TEMPLATE_NAME):
-        inherited = start.template_folder and start.template_folder / CHAT_TEMPLATE_NAME
-        if template := ready.data.summary["chat_template"]:
-            (run.folder / CHAT_TEMPLATE_NAME).write_text(template, encoding="utf-8")
-        elif inherited and inherited.is_file():
-            shutil.copyfile(inherited, run.folder / CHAT_TEMPLATE_NAME)
-
-
-def _completed(record: RunRecord, ready: _Ready) -> RunRecord:
-    """`run.json` as it stays: everything that decided the run."""
-    plan, data = ready.plan, ready.data
-    info, model = ready.engine.info, plan.model
-    return record.model_copy(
-        update={
-            "recipe": plan.recipe.model_copy(update={"max_seq_length": plan.max_seq_length}),
-            "engine": info.engine,
-            "device": info.device,
-            "dtype": info.dtype,
-            "dtype_reason": info.dtype_reason,
-            "model": {
-                "name": model.name,
-                "kind": model.kind,
-                "architecture": model.facts.architecture,
-                "num_parameters": info.num_parameters,
-                "num_trainable": info.num_trainable,
-                "context_length": info.context_length,
-            },
-            "data": data.summary,
-            "memory": ready.measured,
-            "versions": {"forgellm": __version__, **info.versions},
-            "warnings": [*plan.warnings, *data.warnings],
-        }
-    )
-
-
-def _record_failure(run: Run, error: ForgeError) -> None:
-    state = run.written_state().model_copy(
-        update={
-            "phase": "failed",
-            "error": error.to_dict(),
-            "eta_minutes": None,
-            "heartbeat": iso_utc(),
-        }
-    )
-    try:
-        run.write_state(state)
-    except ForgeError:
-        log.exception("the failure could not be written to the run's state")
