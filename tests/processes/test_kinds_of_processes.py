@@ -36,7 +36,10 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
-@pytest.mark.parametrize(("kind", "parallelism"), [("answers", "ddp"), ("dpo", "fsdp")])
+@pytest.mark.parametrize(
+    ("kind", "parallelism"),
+    [pytest.param("answers", "ddp", marks=pytest.mark.slow), ("dpo", "fsdp")],
+)
 def test_two_processes_learn_and_measure_as_one(
     workspace: Workspace, kind: str, parallelism: str
 ) -> None:

@@ -37,8 +37,13 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.mark.parametrize(
     ("kind", "parallelism"),
-    [({}, "ddp"), ({}, "fsdp"), (FULL, "ddp"), (FULL, "fsdp"), ({"engine": "mlx"}, "ddp")],
-    ids=["lora-ddp", "lora-fsdp", "full-ddp", "full-fsdp", "lora-mlx"],
+    [
+        pytest.param({}, "ddp", id="lora-ddp"),
+        pytest.param(FULL, "fsdp", id="full-fsdp"),
+        pytest.param({}, "fsdp", id="lora-fsdp", marks=pytest.mark.slow),
+        pytest.param(FULL, "ddp", id="full-ddp", marks=pytest.mark.slow),
+        pytest.param({"engine": "mlx"}, "ddp", id="lora-mlx", marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_train_as_one(
     workspace: Workspace, kind: dict[str, Any], parallelism: str
@@ -66,6 +71,7 @@ def test_what_two_processes_kept_one_continues(workspace: Workspace) -> None:
     assert_same_weights(weights(run, 6), expected)
 
 
+@pytest.mark.slow
 def test_what_one_process_kept_two_continue(workspace: Workspace) -> None:
     expected = train_alone(workspace, nproc_per_node=2)
     kept = weights(expected, 6)
@@ -97,7 +103,7 @@ def test_sigterm_stops_all_as_a_request_does(workspace: Workspace) -> None:
     assert checkpoints.list_checkpoints(run.folder)[-1].iteration == state.iteration
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_is_named_and_its_run_can_be_resumed(
     workspace: Workspace, rank: int
 ) -> None:

@@ -24,9 +24,13 @@ def completed(record: RunRecord, ready: Ready) -> RunRecord:
     """`run.json` as it stays: everything that decided the run."""
     plan, data = ready.plan, ready.data
     info, model = ready.engine.info, plan.model
+    found = {
+        "max_seq_length": plan.max_seq_length,
+        "parallelism": record.recipe.parallelism,  # auto may mean another where it is resumed
+    }
     return record.model_copy(
         update={
-            "recipe": plan.recipe.model_copy(update={"max_seq_length": plan.max_seq_length}),
+            "recipe": plan.recipe.model_copy(update=found),
             "engine": info.engine,
             "device": info.device,
             "dtype": info.dtype,
