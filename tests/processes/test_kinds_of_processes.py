@@ -36,9 +36,10 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "parallelism"),
-    [pytest.param("answers", "ddp", marks=pytest.mark.slow), ("dpo", "fsdp")],
+    [("answers", "ddp"), ("dpo", "fsdp")],
 )
 def test_two_processes_learn_and_measure_as_one(
     workspace: Workspace, kind: str, parallelism: str

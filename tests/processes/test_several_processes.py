@@ -81,6 +81,7 @@ def test_what_one_process_kept_two_continue(workspace: Workspace) -> None:
     assert_same_weights(weights(expected, 6), kept)
 
 
+@pytest.mark.slow
 def test_a_stop_request_ends_all_with_a_checkpoint(workspace: Workspace) -> None:
     run = start_long(workspace)
     supervisor.stop_training(workspace, run)

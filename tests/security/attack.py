@@ -102,14 +102,12 @@ class Server:
     async def _ask_all(self, asks: Iterable[Ask]) -> list[Answer]:
         return [await asyncio.wait_for(ask_app(self.app, ask), PATIENCE_SECONDS) for ask in asks]
 
-    def state(self) -> str:
-        """A hash of the workspace: every name and every byte."""
-        digest = hashlib.sha256()
-        for path in sorted(self.workspace.rglob("*")):
-            digest.update(str(path).encode())
-            if path.is_file():
-                digest.update(path.read_bytes())
-        return digest.hexdigest()
+    def state(self) -> dict[str, str]:
+        """What is in the workspace: every name, and a hash of every file."""
+        return {
+            str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+            for path in self.workspace.rglob("*")
+        }
 
 
 def scope_of(ask: Ask, kind: str = "http") -> dict[str, Any]:

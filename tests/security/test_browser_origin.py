@@ -145,7 +145,7 @@ def paths_of(server: Server) -> list[str]:
     return [fill(path, run.name) for path in server.paths() if "socket.io" not in path]
 
 
-def state_of(server: Server, ports: dict[str, int]) -> tuple[str, Any]:
+def state_of(server: Server, ports: dict[str, int]) -> tuple[dict[str, str], Any]:
     """The workspace, byte by byte, and what the model server holds."""
     status = httpx2.get(f"http://localhost:{ports['model']}/api/model/status").json()
     return server.state(), status["loaded"]
