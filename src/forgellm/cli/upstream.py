@@ -6,10 +6,9 @@ import argparse
 import os
 import secrets
 import signal
-import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -82,10 +81,11 @@ def answering_elsewhere(args: argparse.Namespace, workspace: Workspace) -> Itera
     if args.upstream:
         yield Upstream(UpstreamClient(args.upstream, key_in(KEY_VARIABLE)))
         return
+    from forgellm.engines.machines import free_port
     from forgellm.model_server.vllm.command import build_command, find_vllm, find_wanted
     from forgellm.model_server.vllm.process import running
 
-    program, port, key = find_vllm(), _free_port(), secrets.token_urlsafe(32)
+    program, port, key = find_vllm(), free_port("127.0.0.1"), secrets.token_urlsafe(32)
     wanted = find_wanted(args.model, args.adapter, workspace)
     url = f"http://127.0.0.1:{port}/v1"
     environment = {**os.environ, **_QUIET, "VLLM_API_KEY": key}
@@ -94,11 +94,6 @@ def answering_elsewhere(args: argparse.Namespace, workspace: Workspace) -> Itera
         command = build_command(program, wanted, port, Path(scratch))
         with running(command, environment, "vLLM", lambda: _answers(url, key)):
             yield Upstream(UpstreamClient(url, key), wanted.known)
-
-
-def _free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _answers(url: str, key: str) -> bool:

@@ -72,9 +72,9 @@ def meeting_at(
 
 
 def free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as listener:
+        return int(listener.getsockname()[1])
 
 
 def _host_and_port(endpoint: str) -> tuple[str, int]:

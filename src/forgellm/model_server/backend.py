@@ -21,6 +21,24 @@ class ScoredText:
     scores: list[dict[str, Any]] | None = None
 
 
+_NOTHING: dict[str, Any] = {
+    "loaded": False,
+    "is_loading": False,
+    "model_name": None,
+    "adapter_path": None,
+    "model_type": None,
+    "memory_usage_gb": None,
+    "error": None,
+}
+
+
+def status_of(models: list[dict[str, Any]]) -> dict[str, Any]:
+    """The spec's status fields, those of the latest model, which is the last, and all of them in
+    `models`."""
+    latest = models[-1] if models else _NOTHING
+    return {name: latest[name] for name in _NOTHING} | {"models": models}
+
+
 class Answer(Protocol):
     """Pieces as they come, and last a Done. Raises the ForgeError that ended it."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from forgellm.engines.registry import release_freed_memory
 from forgellm.errors import CheckpointNotFound, ForgeError, ModelNotLoaded
 from forgellm.generation.loading import Source, find_source
+from forgellm.model_server.backend import status_of
 from forgellm.model_server.loading import LoadedModel, Opener, Users, detached, open_model
 from forgellm.model_server.room import require_room_beside
 from forgellm.model_server.slot import Slot
@@ -17,15 +18,6 @@ from forgellm.paths import Workspace
 from forgellm.schema.generation import LoadRequest
 
 _log = logging.getLogger(__name__)
-_NOTHING = {
-    "loaded": False,
-    "is_loading": False,
-    "model_name": None,
-    "adapter_path": None,
-    "model_type": None,
-    "memory_usage_gb": None,
-    "error": None,
-}
 
 
 class Shelf:
@@ -122,10 +114,8 @@ class Shelf:
         )
 
     def status(self) -> dict[str, Any]:
-        """The spec's status fields, those of the latest model, and all of them in `models`."""
-        models = [slot.status() for slot in self._slots]
-        latest = models[-1] if models else _NOTHING
-        return {name: latest[name] for name in _NOTHING} | {"models": models}
+        """As `status_of`."""
+        return status_of([slot.status() for slot in self._slots])
 
     def _with_files(self, source: Source) -> Slot | None:
         return next((slot for slot, held in self.slots if held == source), None)

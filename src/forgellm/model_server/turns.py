@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from forgellm.errors import ForgeError, ModelNotLoaded, Unavailable
 from forgellm.model_server.loading import LoadedModel, detached
 from forgellm.model_server.slot import Line, Slot
-from forgellm.model_server.tickets import Ticket, Tickets
+from forgellm.model_server.tickets import Cancelled, Ticket, Tickets
 
 _log = logging.getLogger(__name__)
 MAX_WAITING = 64
@@ -71,19 +71,19 @@ class Turns:
         self._require_room()
         ticket = self._tickets.issue(request_id)
         stream = AnswerStream[Item]()
+
+        async def begin() -> None:
+            while not await self._begin(ticket, wanted, prepare, stream):
+                if not wanted.is_latest:
+                    raise ModelNotLoaded("The model was unloaded before it was this one's turn")
+
         try:
-            async with asyncio.timeout(None) as ticket.waiting:
-                while not await self._begin(ticket, wanted, prepare, stream):
-                    if not wanted.is_latest:
-                        raise ModelNotLoaded("The model was unloaded before it was this one's turn")
+            await ticket.unless_cancelled(begin)
         except BaseException as error:
             self._tickets.take_back(ticket)
-            if isinstance(error, TimeoutError) and ticket.is_cancelled():
-                stream.end_with(if_cancelled)
-                return stream
-            raise
-        finally:
-            ticket.waiting = None
+            if not isinstance(error, Cancelled):
+                raise
+            stream.end_with(if_cancelled)
         return stream
 
     def cancel(self, request_id: str | None) -> list[str]:

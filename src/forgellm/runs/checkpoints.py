@@ -23,7 +23,14 @@ from safetensors import SafetensorError
 
 from forgellm.atomic import read_json, storage_error, sync, sync_tree, write_json
 from forgellm.errors import CheckpointCorrupt, CheckpointNotFound
-from forgellm.runs.manifest import MANIFEST_NAME, corrupt, read_manifest, sha256, write_manifest
+from forgellm.runs.manifest import (
+    MANIFEST_NAME,
+    corrupt,
+    read_manifest,
+    sha256,
+    stem_of,
+    write_manifest,
+)
 
 NUM_BEST = 3
 BEST_ADAPTERS = "adapters.safetensors"
@@ -57,11 +64,6 @@ class Checkpoint:
     def position(self) -> dict[str, Any]:
         """The `extra` that was given when it was written."""
         return read_json(self.folder / "position.json") or {}
-
-
-def stem_of(iteration: int) -> str:
-    """What the names of a checkpoint's files begin with."""
-    return f"{iteration:07d}"
 
 
 def write_checkpoint(

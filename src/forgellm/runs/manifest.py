@@ -17,8 +17,13 @@ MANIFEST_NAME = "manifest.json"
 _SEAL = "manifest_sha256"
 
 
+def stem_of(iteration: int) -> str:
+    """What the names of a checkpoint's files begin with."""
+    return f"{iteration:07d}"
+
+
 def write_manifest(staging: Path, iteration: int, validation_loss: float | None) -> None:
-    stem = f"{iteration:07d}"
+    stem = stem_of(iteration)
     weights = dict(_files(staging / "weights"))
     resume = {f"checkpoints/{stem}/{name}": path for name, path in _files(staging / "resume")}
     assert all(name.startswith(f"{stem}_") for name in weights), (

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, field_validator
 from forgellm.schema.reply import Item, Reply
 from forgellm.schema.request import Request
 
-_HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+HOST_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 # What reaches ssh: nothing here can be taken for an option, or begin another command.
 _ADDRESS = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]{0,252}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -46,7 +46,7 @@ class Host(Request):
     @field_validator("name")
     @classmethod
     def _is_a_name(cls, value: str) -> str:
-        if not _HOST_NAME.fullmatch(value):
+        if not re.fullmatch(HOST_NAME, value):
             raise ValueError(
                 "must be letters, digits, '.', '_' and '-', and begin with the first two"
             )

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from forgellm.errors import ConfigError
+from forgellm.schema.hosts import HOST_NAME
 from forgellm.schema.request import Request
 
 TrainingType = Literal["cpt", "ift", "dpo", "orpo"]
@@ -34,7 +35,7 @@ TrackerName = Literal["trackio", "wandb", "tensorboard", "mlflow"]
 Parallelism = Literal["auto", "ddp", "fsdp"]
 
 PathName = Annotated[str, Field(min_length=1, max_length=1000)]
-HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+HostName = Annotated[str, Field(pattern=f"^{HOST_NAME}$")]
 _MAX_PROBLEMS = 20
 _HOST = r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:]+\])"
 _SCHEME_AND_HOST = r"https?://[^\s/?#@\\]+"

@@ -12,6 +12,7 @@ from forgellm.engines.base import TrainEngine
 from forgellm.paths import iso_utc
 from forgellm.runs import checkpoints
 from forgellm.runs.evaluations import append_evaluation, read_evaluations
+from forgellm.runs.manifest import stem_of
 from forgellm.runs.metrics import MetricsWriter, effective, read_lines
 from forgellm.runs.store import Run
 from forgellm.schema.evaluation import EvaluationLine, SampleLine
@@ -128,7 +129,7 @@ class SilentRecorder:
         position: dict[str, Any],
         keep: int,
     ) -> None:
-        engine.save_weights(None, checkpoints.stem_of(iteration))
+        engine.save_weights(None, stem_of(iteration))
         engine.save_optimizer(None)
 
     def evaluations_until(self, iteration: int) -> list[EvaluationLine]:

@@ -22,12 +22,11 @@ from forgellm.engines.checkpoint_files import (
     share_name,
 )
 from forgellm.engines.torch import load
-from forgellm.engines.torch.process_group import OneProcess, TorchGroup
+from forgellm.engines.torch.process_group import Group
 from forgellm.engines.torch.sharding import fill, like, whole
 from forgellm.errors import CheckpointCorrupt
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-Group = OneProcess | TorchGroup
 
 
 def save_model(model: Any, folder: Path | None, group: Group) -> None:

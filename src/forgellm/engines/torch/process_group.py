@@ -46,6 +46,7 @@ class OneProcess(Alone):
     """A process without others, asked as if it had some."""
 
     local_size = 1
+    hosts = ("",)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         return list(values)
@@ -243,6 +244,9 @@ class TorchGroup:
         return error
 
 
+Group = OneProcess | TorchGroup
+
+
 def _agents_store(endpoint: str, timeout: timedelta) -> FileStore | TCPStore:
     """Where the agents meet, and the processes after them."""
     if os.path.isabs(endpoint):
@@ -269,6 +273,6 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @functools.cache
-def process_group() -> OneProcess | TorchGroup:
+def process_group() -> Group:
     """The one this process belongs to. Raises PeerLost."""
     return TorchGroup() if is_led() else OneProcess()

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from forgellm import hardware
 from forgellm.catalog.safety import weight_files
 from forgellm.data.batches import Batch
-from forgellm.engines.torch.process_group import OneProcess, TorchGroup
+from forgellm.engines.torch.process_group import Group
 
 _LOADED_TO_STORED = 2  # bfloat16 on disk becomes float32 where all weights are trained
 
@@ -82,9 +82,7 @@ def shard(
     return root
 
 
-def one_copy_at_a_time(
-    group: OneProcess | TorchGroup, model_path: Path
-) -> AbstractContextManager[None]:
+def one_copy_at_a_time(group: Group, model_path: Path) -> AbstractContextManager[None]:
     """Where a whole copy for each process of this machine would take much of its memory: they load and
     shard one after the other, all of which takes longer."""
     size = sum(file.stat().st_size for file in weight_files(model_path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -135,10 +134,14 @@ class TorchTrainEngine:
     # --- figures ----------------------------------------------------------------------------
 
     def read_metrics(self) -> StepMetrics:
-        peak = memory.peak_bytes(self._place.device)
-        own = (self._num_tokens, peak, socket.gethostname())
+        own = (self._num_tokens, memory.peak_bytes(self._place.device))
         loss, *pairs, num_terms = self.group.sum([*self._totals.tolist(), self._num_terms])
-        processes = [ProcessMetrics(*figures) for figures in self.group.gather(own)]
+        processes = [
+            ProcessMetrics(num_tokens, peak_bytes, host)
+            for (num_tokens, peak_bytes), host in zip(
+                self.group.gather(own), self.group.hosts, strict=True
+            )
+        ]
         metrics = StepMetrics(
             training_loss=loss / max(1, num_terms),
             grad_norm=float(self._grad_norm),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from forgellm.errors import InvalidRequest, ModelNotFound, ModelNotLoaded
+from forgellm.model_server.backend import status_of
 from forgellm.model_server.upstream.client import Listed
 from forgellm.schema.generation import LoadRequest
 from forgellm.schema.openai import Model
@@ -87,12 +88,7 @@ class Choice:
         """As `Shelf.status`, and the ids of all that can be loaded."""
         lengths = {model.id: model.context_length for model in listed}
         models = [_status(held, lengths) for held in self.held(listed)]
-        latest = models[-1] if models else _NOTHING
-        return {
-            **{name: latest[name] for name in _NOTHING},
-            "models": models,
-            "upstream_models": list(lengths),
-        }
+        return status_of(models) | {"upstream_models": list(lengths)}
 
     def in_order(self, listed: Sequence[Listed]) -> list[Model]:
         """What is loaded, the latest first, then the others."""
@@ -144,17 +140,6 @@ def _status(held: Named, lengths: dict[str, int | None]) -> dict[str, Any]:
         "context_length": lengths.get(held.id),
         "error": None if is_there else gone.to_dict(),
     }
-
-
-_NOTHING: dict[str, Any] = {
-    "loaded": False,
-    "is_loading": False,
-    "model_name": None,
-    "adapter_path": None,
-    "model_type": None,
-    "memory_usage_gb": None,
-    "error": None,
-}
 
 
 def _ids_of(request: LoadRequest) -> list[str]:
