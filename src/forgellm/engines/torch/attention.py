@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from forgellm.engines.torch.passes.native import passes_for
+
 NAME = "forgellm"
 _BLOCK_BYTES = 512  # of a score matrix's height: 256 queries in bfloat16, 128 in float32
 _MASKED = -1e30
@@ -74,20 +76,18 @@ def _distance(num_queries: int, num_keys: int, offset: int, device: torch.device
 
 
 def attention_forward(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, layout: PackedLayout
-) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T * scale) v inside each segment. q [B, H, T, D]; k, v [B, K, T, D]. Returns
-    [B, H, T, D], laid out as [B, T, H, D], and the log-sum-exp [B, H, T] float32 of each query."""
-    rows, heads, tokens, _ = q.shape
-    out = torch.empty(rows, tokens, heads, v.shape[-1], dtype=q.dtype).transpose(1, 2)
-    lse = torch.empty(rows, heads, tokens, dtype=torch.float32)
+    q: Tensor, k: Tensor, v: Tensor, scale: float, layout: PackedLayout, out: Tensor
+) -> Tensor:
+    """softmax(q k^T * scale) v inside each segment, in `out`. q and out [B, H, T, D]; k, v
+    [B, K, T, D]. Returns the log-sum-exp [B, H, T] float32 of each query."""
+    lse = torch.empty(q.shape[:3], dtype=torch.float32)
     for s in layout.segments:
         part = (slice(s.row, s.row + 1), slice(None), slice(s.start, s.stop))
         out[part], lse[part] = _forward_kernel(q[part], k[part], v[part], 0.0, True, scale=scale)
-    return out, lse
+    return lse
 
 
-def attention_backward(
+def attention_backward(  # noqa: PLR0913 (all that the forward pass had)
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -96,14 +96,17 @@ def attention_backward(
     lse: Tensor,
     scale: float,
     layout: PackedLayout,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v from that of `out`; the rest as `attention_forward` had and gave it.
+    found: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Gradients of q, k and v in `found`, from that of `out`; the rest as `attention_forward` had and
+    gave it.
 
     A query's log-sum-exp and the mean of its gradient are subtracted by the matrix products, as
     columns that meet ones: a pass less over all scores each.
     """
-    size, dtype = q.shape[-1], q.dtype
-    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    size, dtype, passes = q.shape[-1], q.dtype, passes_for(q.dtype, q.dtype)
+    dq, dk, dv = found
+    dk.zero_(), dv.zero_()
     delta = (grad * out).sum(-1, dtype=torch.float32)
     queries = torch.cat((q * (scale * _LOG2_E), _columns(lse * -_LOG2_E, dtype)), -1)
     grads = torch.cat((grad, _columns(delta.neg_(), dtype)), -1)
@@ -115,13 +118,14 @@ def attention_backward(
             q1 = min(q0 + step, s.stop)
             at, seen = (s.row, slice(None), slice(q0, q1)), (s.row, slice(None), slice(s.start, q1))
             q_block, g_block = _group(queries[at], k.shape[1]), _group(grads[at], k.shape[1])
-            probs = (q_block @ keys[seen].mT).exp2_()
-            probs.view(q.shape[1], q1 - q0, -1)[:, :, q0 - s.start :].tril_()
-            d_scores = (g_block @ values[seen].mT).mul_(probs)
+            probs = q_block @ keys[seen].mT
+            d_scores = g_block @ values[seen].mT
+            passes.softmax_backward(probs, d_scores, q1 - q0)
             dv[seen] += probs.mT @ g_block[..., :size]
             dk[seen] += d_scores.mT @ q_block[..., :size]
             dq[at] = (d_scores @ k[seen]).view_as(dq[at])
-    return dq.mul_(scale), dk.mul_(1 / _LOG2_E), dv
+    dq.mul_(scale)
+    dk.mul_(1 / _LOG2_E)
 
 
 def _columns(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -142,7 +146,9 @@ class _PackedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, layout: PackedLayout
     ) -> Tensor:
-        out, lse = attention_forward(q, k, v, scale, layout)
+        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format)
+        out = out.transpose(1, 2)
+        lse = attention_forward(q, k, v, scale, layout, out)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.scale, ctx.layout = scale, layout
         return out
@@ -150,8 +156,9 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        gradients = attention_backward(grad, q, k, v, out, lse, ctx.scale, ctx.layout)
-        return *gradients, None, None
+        found = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        attention_backward(grad, q, k, v, out, lse, ctx.scale, ctx.layout, found)
+        return *found, None, None
 
 
 _packed_attention: Callable[..., Tensor] = _PackedAttention.apply

@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgellm.engines.torch.attention import (
@@ -27,7 +26,9 @@ from forgellm.engines.torch.attention import (
     attention_forward,
     packed_layout,
 )
-from forgellm.engines.torch.projection import Gradients, Kept, Norm, Projection, rotate, rotate_back
+from forgellm.engines.torch.passes.native import passes_for
+from forgellm.engines.torch.passes.plain import Passes, Turns
+from forgellm.engines.torch.projection import Gradients, Norm, Projection
 
 _PROOF_SEGMENTS = (0, 0, 0, 1, 1, 1, 1, 1)
 _TOLERANCE = 1e-4
@@ -59,11 +60,15 @@ class DecoderBlock:
         if not isinstance(mlp.act_fn, nn.SiLU) and type(mlp.act_fn).__name__ != "SiLUActivation":
             raise TypeError("not gated by SiLU")
         has_norms = hasattr(attention, "q_norm")
+        query_norm = Norm.of(attention.q_norm) if has_norms else None
+        key_norm = Norm.of(attention.k_norm) if has_norms else None
+        if query_norm and key_norm and query_norm.epsilon != key_norm.epsilon:
+            raise TypeError("norms of two kinds")
         return cls(
             input_norm=Norm.of(layer.input_layernorm),
             qkv=Projection(attention.q_proj, attention.k_proj, attention.v_proj),
-            query_norm=Norm.of(attention.q_norm) if has_norms else None,
-            key_norm=Norm.of(attention.k_norm) if has_norms else None,
+            query_norm=query_norm,
+            key_norm=key_norm,
             output=Projection(attention.o_proj),
             mlp_norm=Norm.of(layer.post_attention_layernorm),
             gate_up=Projection(mlp.gate_proj, mlp.up_proj),
@@ -79,40 +84,41 @@ class DecoderBlock:
         for projection in (self.qkv, self.output, self.gate_up, self.down):
             projection.join()
 
-    def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views [B, T, heads, d] of the queries, keys and values in [B, T, O]."""
-        q, k, v = (
-            qkv[..., where].view(*qkv.shape[:2], -1, self.head_size) for where in self.qkv.outputs
+    @property
+    def num_heads(self) -> tuple[int, int]:
+        """Of queries, and of keys."""
+        queries, keys, _ = (w.stop - w.start for w in self.qkv.outputs)
+        return queries // self.head_size, keys // self.head_size
+
+    def turns(self, angles: Angles) -> Turns:
+        """Of tokens whose angles are [B, T, d]. Raises TypeError where they are not those of a whole
+        head."""
+        if angles[0].shape[-1] != self.head_size:
+            raise TypeError("heads that are turned in part")
+        cosines, sines = (
+            angle[..., : self.head_size // 2].flatten(0, 1).float().contiguous() for angle in angles
         )
-        return q, k, v
+        if self.query_norm is None or self.key_norm is None:
+            return Turns(cosines, sines, None, None, 0.0)
+        weights = self.query_norm.floats, self.key_norm.floats
+        return Turns(cosines, sines, *weights, self.query_norm.epsilon)
 
-    def turned(self, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, normed where the block does so and rotated, and values: [B, heads, T, d]."""
-        q, k, v = self.heads(qkv)
-        if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
-        q, k = rotate(q, *angles), rotate(k, *angles)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    def heads(self, rotated: Tensor, qkv: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Views [B, heads, T, d] of queries and keys [N, H + K, d], and of the values in qkv."""
+        by_row = rotated.view(rows, -1, *rotated.shape[1:])
+        queries, keys = torch.split(by_row, list(self.num_heads), 2)
+        values = qkv[:, self.qkv.outputs[2]].view(rows, keys.shape[1], -1, self.head_size)
+        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
 
-    def turned_backward(
-        self, d_q: Tensor, d_k: Tensor, d_v: Tensor, qkv: Tensor, angles: Angles, grads: Gradients
-    ) -> Tensor:
-        """[N, O] from gradients of what `turned` gave and from what it was given."""
-        found = torch.empty_like(qkv)
-        out_q, out_k, out_v = self.heads(found)
-        rotate_back(d_q.transpose(1, 2), *angles, out=out_q)
-        rotate_back(d_k.transpose(1, 2), *angles, out=out_k)
-        out_v.copy_(d_v.transpose(1, 2))
-        if self.query_norm is not None and self.key_norm is not None:
-            q, k, _ = self.heads(qkv)
-            out_q.copy_(self.query_norm.backward(out_q, q, grads))
-            out_k.copy_(self.key_norm.backward(out_k, k, grads))
-        return found.flatten(0, 1)
-
-    def gated(self, gate_up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """silu(gate) [N, F], and views of gate and up in [N, 2F]."""
-        gate, up = (gate_up[:, where] for where in self.gate_up.outputs)
-        return F.silu(gate), gate, up
+    def rotate_backward(
+        self, passes: Passes, g: Tensor, qkv: Tensor, turns: Turns, out: Tensor, grads: Gradients
+    ) -> None:
+        """Into the queries' and keys' places in `out` [N, O], from the gradient of them turned."""
+        norms = [norm for norm in (self.query_norm, self.key_norm) if norm is not None]
+        wants_weight = any(grads.want(norm.weight) for norm in norms)
+        found = passes.rotate_backward(g, qkv, turns, self.num_heads, out, wants_weight)
+        for norm, d_weight in zip(norms, found or (), strict=False):
+            grads.put(norm.weight, d_weight)
 
 
 class _Block(torch.autograd.Function):
@@ -141,40 +147,48 @@ class _Block(torch.autograd.Function):
         b: DecoderBlock
         b, angles, layout, dtype = ctx.settings
         x, *kept = ctx.saved_tensors
-        qkv, attended, lse, middle, gate_up, *flat = kept or _computed(x, *ctx.settings)[1]
-        low_qkv, low_out, low_gate_up, low_down = _from_flat(flat)
-        grads = Gradients(ctx.trained)
+        qkv, attended, lse, middle, gate_up, *lows = kept or _computed(x, *ctx.settings)[1]
+        passes, grads = passes_for(x.dtype, dtype), Gradients(ctx.trained)
+        rows, shape = len(x), x.shape
+        x, grad = x.flatten(0, 1), grad.flatten(0, 1)
 
-        act, gate, up = b.gated(gate_up)
-        g = grad.flatten(0, 1).to(dtype)
-        d_inner = b.down.backward(g, act * up, low_down, grads)
-        assert d_inner is not None
-        d_gate_up = torch.empty_like(gate_up)
-        d_gate, d_up = (d_gate_up[:, where] for where in b.gate_up.outputs)
-        torch.mul(act, d_inner, out=d_up)
-        torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
-        del act, d_inner
-        h = b.mlp_norm(middle, dtype).flatten(0, 1)
-        d_h = b.gate_up.backward(d_gate_up, h, low_gate_up, grads)
-        assert d_h is not None
-        d_middle = b.mlp_norm.backward(d_h.view_as(middle), middle, grads).add_(grad)
-        del d_gate_up, d_gate, d_up
+        def through(projection: Projection, g: Tensor, given: Tensor, low: Tensor | None) -> Tensor:
+            d_given, g_low = projection.input_backward(g)
+            projection.parameters_backward(g, given, low, g_low, grads)
+            return d_given
 
-        g = d_middle.flatten(0, 1).to(dtype)
-        rows = attended.transpose(1, 2).reshape(len(g), -1)
-        d_attended = b.output.backward(g, rows, low_out, grads)
-        assert d_attended is not None
-        d_attended = d_attended.view(attended.transpose(1, 2).shape).transpose(1, 2)
-        q, k, v = b.turned(qkv, angles)
-        d_heads = attention_backward(d_attended, q, k, v, attended, lse, b.scale, layout)
-        d_qkv = b.turned_backward(*d_heads, qkv, angles, grads)
+        g = grad.to(dtype)
+        d_inner, g_low = b.down.input_backward(g)
+        _, inner = b.down.room(len(x), dtype)
+        d_gate_up = passes.swiglu_backward(d_inner, gate_up, inner)
+        b.down.parameters_backward(g, inner, lows[3], g_low, grads)
+        del d_inner, inner
+        h = b.mlp_norm.again(passes, middle, b.gate_up, dtype)
+        d_h = through(b.gate_up, d_gate_up, h, lows[2])
+        d_middle = b.mlp_norm.backward(passes, d_h, middle, grad, grads)
+        del d_gate_up, d_h
 
-        wants_x = ctx.needs_input_grad[0] or b.input_norm.is_trained
-        h = b.input_norm(x, dtype).flatten(0, 1)
-        d_h = b.qkv.backward(d_qkv, h, low_qkv, grads, wants_x)
-        d_x = None
-        if d_h is not None:
-            d_x = b.input_norm.backward(d_h.view_as(x), x, grads).add_(d_middle)
+        d_attended = through(b.output, d_middle.to(dtype), attended, lows[1])
+        turns, d_qkv = b.turns(angles), torch.empty_like(qkv)
+        rotated = passes.rotate(qkv, turns, b.num_heads)
+        d_rotated = torch.empty_like(rotated)
+        attention_backward(
+            _by_head(d_attended, b, rows),
+            *b.heads(rotated, qkv, rows),
+            _by_head(attended, b, rows),
+            lse,
+            b.scale,
+            layout,
+            b.heads(d_rotated, d_qkv, rows),
+        )
+        b.rotate_backward(passes, d_rotated, qkv, turns, d_qkv, grads)
+
+        h, d_x = b.input_norm.again(passes, x, b.qkv, dtype), None
+        if ctx.needs_input_grad[0] or b.input_norm.is_trained:
+            d_h = through(b.qkv, d_qkv, h, lows[0])
+            d_x = b.input_norm.backward(passes, d_h, x, d_middle, grads).view(shape)
+        else:
+            b.qkv.parameters_backward(d_qkv, h, lows[0], b.qkv.low_backward(d_qkv), grads)
         return d_x, None, None, None, None, None, *grads.in_order()
 
 
@@ -182,32 +196,31 @@ def _computed(
     x: Tensor, block: DecoderBlock, angles: Angles, layout: PackedLayout, dtype: torch.dtype
 ) -> tuple[Tensor, list[Any]]:
     """A block's output, and what its backward pass needs besides x."""
-    b, rows, tokens = block, *x.shape[:2]
-    qkv, low_qkv = b.qkv(b.input_norm(x, dtype).flatten(0, 1))
-    qkv = qkv.view(rows, tokens, -1)
-    attended, lse = attention_forward(*b.turned(qkv, angles), b.scale, layout)
-    sums, low_out = b.output(attended.transpose(1, 2).reshape(rows * tokens, -1))
-    middle = _added(sums, x)
-    gate_up, low_gate_up = b.gate_up(b.mlp_norm(middle, dtype).flatten(0, 1))
-    act, _, up = b.gated(gate_up)
-    out, low_down = b.down(act.mul_(up))
+    b, rows, shape, passes = block, len(x), x.shape, passes_for(x.dtype, dtype)
+    x = x.flatten(0, 1)
+    room, h = b.qkv.room(len(x), dtype)
+    b.input_norm.into(h, passes, x)
+    qkv, low_qkv = b.qkv(room)
+    rotated = passes.rotate(qkv, b.turns(angles), b.num_heads)
+    room, attended = b.output.room(len(x), dtype)
+    lse = attention_forward(
+        *b.heads(rotated, qkv, rows), b.scale, layout, _by_head(attended, b, rows)
+    )
+    sums, low_out = b.output(room)
+    room, h = b.gate_up.room(len(x), dtype)
+    middle = passes.add_rms_norm(x, sums, b.mlp_norm.floats, b.mlp_norm.epsilon, h)
+    gate_up, low_gate_up = b.gate_up(room)
+    room, inner = b.down.room(len(x), dtype)
+    passes.swiglu(gate_up, inner)
+    out, low_down = b.down(room)
+    out = out.add_(middle) if out.dtype == middle.dtype else out + middle
     lows = (low_qkv, low_out, low_gate_up, low_down)
-    return _added(out, middle), [qkv, attended, lse, middle, gate_up, *_flat(lows)]
+    return out.view(shape), [qkv, attended, lse, middle, gate_up, *lows]
 
 
-def _added(sums: Tensor, x: Tensor) -> Tensor:
-    """[N, D] and [B, T, D] together, in the type of x, in the place of `sums` if that will do."""
-    sums = sums.view_as(x)
-    return sums.add_(x) if sums.dtype == x.dtype else x + sums
-
-
-def _flat(lows: tuple[Kept | None, ...]) -> list[Tensor | None]:
-    return [tensor for low in lows for tensor in (low or (None, None, None))]
-
-
-def _from_flat(flat: list[Tensor | None]) -> list[Kept | None]:
-    parts = (flat[at : at + 3] for at in range(0, len(flat), 3))
-    return [None if low is None else Kept(low, a, b) for low, a, b in parts]  # type: ignore[arg-type]
+def _by_head(x: Tensor, block: DecoderBlock, rows: int) -> Tensor:
+    """A view [B, H, T, d] of [N, H * d]."""
+    return x.view(rows, len(x) // rows, -1, block.head_size).transpose(1, 2)
 
 
 _apply: Callable[..., Tensor] = _Block.apply
@@ -222,15 +235,16 @@ def use_closed_forms(model: Any) -> int:
     for layer in blocks:
         try:
             block = DecoderBlock.of(layer)
+            block.join()
+            own = layer.forward
+            trained = [p for p in layer.parameters() if p.requires_grad]
+            closed = partial(_forward, layer, own, block, trained)
+            if not _agree(own, closed, decoder, block):
+                continue
         except (AttributeError, TypeError):
             continue
-        own = layer.forward
-        trained = [p for p in layer.parameters() if p.requires_grad]
-        closed = partial(_forward, layer, own, block, trained)
-        if _agree(own, closed, decoder, block):
-            block.join()
-            layer.forward = closed
-            count += 1
+        layer.forward = closed
+        count += 1
     return count
 
 

@@ -9,15 +9,17 @@ pass knows how much each counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from forgellm.engines.torch.passes.native import passes_for
+from forgellm.engines.torch.passes.plain import LN_2, Passes
+
 CHUNK_BYTES = 24_000_000
 _LOG2_E = math.log2(math.e)
-_LN_2 = math.log(2)
 
 
 def linear_cross_entropy(
@@ -42,6 +44,13 @@ def chunk_rows(weight: Tensor, dtype: torch.dtype) -> int:
     return max(16, CHUNK_BYTES // (dtype.itemsize * weight.shape[0]))
 
 
+def _even_chunks(num_rows: int, most: int) -> Iterator[slice]:
+    """Of about one size: a short one at the end would read all weights for a few rows."""
+    step = -(-num_rows // max(1, -(-num_rows // most)))
+    for start in range(0, num_rows, max(1, step)):
+        yield slice(start, start + step)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -55,14 +64,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients = _Gradients(ctx, hidden, weight)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         projection = weight.to(hidden.dtype)
-        step = gradients.chunk_rows(weight, hidden.dtype)
-        for start in range(0, hidden.shape[0], step):
-            rows, labels = hidden[start : start + step], targets[start : start + step, None]
+        for part in _even_chunks(len(hidden), gradients.chunk_rows(weight, hidden.dtype)):
+            rows, labels = hidden[part], targets[part]
             chunk = _chunk(rows, projection, labels, softcap, logit_scale)
             loss += chunk.losses.sum()
             if gradients.are_wanted:
                 d_logits, factor = _d_logits(chunk, labels, logit_scale)
-                gradients.add(d_logits, factor, rows, projection, start)
+                gradients.add(d_logits, factor, rows, projection, part)
         ctx.d_hidden, ctx.d_weight = gradients.of(weight.dtype)
         return loss
 
@@ -104,11 +112,10 @@ class _TargetLogProbs(torch.autograd.Function):
         ctx.softcap, ctx.logit_scale = softcap, logit_scale
         found = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         projection = weight.to(hidden.dtype)
-        step = chunk_rows(weight, hidden.dtype)
-        for start in range(0, hidden.shape[0], step):
-            rows, labels = hidden[start : start + step], targets[start : start + step, None]
+        for part in _even_chunks(len(hidden), chunk_rows(weight, hidden.dtype)):
+            rows, labels = hidden[part], targets[part]
             chunk = _chunk(rows, projection, labels, softcap, logit_scale)
-            found[start : start + step] = -chunk.losses[:, 0]
+            found[part] = -chunk.losses
         return found
 
     @staticmethod
@@ -116,13 +123,12 @@ class _TargetLogProbs(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         gradients = _Gradients(ctx, hidden, weight)
         projection = weight.to(hidden.dtype)
-        step = gradients.chunk_rows(weight, hidden.dtype)
-        for start in range(0, hidden.shape[0], step):
-            rows, labels = hidden[start : start + step], targets[start : start + step, None]
+        for part in _even_chunks(len(hidden), gradients.chunk_rows(weight, hidden.dtype)):
+            rows, labels = hidden[part], targets[part]
             chunk = _chunk(rows, projection, labels, ctx.softcap, ctx.logit_scale)
             d_logits, factor = _d_logits(chunk, labels, ctx.logit_scale)
-            factor.mul_(-grad[start : start + step, None])
-            gradients.add(d_logits, factor, rows, projection, start)
+            factor.mul_(-grad[part, None])
+            gradients.add(d_logits, factor, rows, projection, part)
         return *gradients.of(weight.dtype), None, None, None
 
 
@@ -143,11 +149,11 @@ class _Gradients:
         return chunk_rows(weight, dtype) * (1 if self._weight is None else 4)
 
     def add(
-        self, d_logits: Tensor, factor: Tensor, rows: Tensor, projection: Tensor, start: int
+        self, d_logits: Tensor, factor: Tensor, rows: Tensor, projection: Tensor, part: slice
     ) -> None:
-        """d_logits [n, V] times factor [n, 1] of the rows [n, D] that begin at `start`."""
+        """d_logits [n, V] times factor [n, 1] of the rows [n, D] that are `part` of all."""
         if self._hidden is not None:
-            found = self._hidden[start : start + len(rows)]
+            found = self._hidden[part]
             torch.mm(d_logits, projection, out=found)
             found.mul_(factor)
         if self._weight is not None:
@@ -158,8 +164,8 @@ class _Gradients:
 
 
 class _Chunk(NamedTuple):
-    """Some rows' losses [n, 1] in nats, and what their gradient is made of: the probabilities [n, V]
-    times their sum, that of the label left out; the sum [n, 1], and what the others have of it; and
+    """Some rows' losses [n] in nats, and what their gradient is made of: the probabilities [n, V]
+    times their sum, that of the label left out; the sum [n], and what the others have of it; and
     the slope of the cap. All float32 but the probabilities."""
 
     losses: Tensor
@@ -172,25 +178,27 @@ class _Chunk(NamedTuple):
 def _chunk(
     rows: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, logit_scale: float
 ) -> _Chunk:
-    """The label is kept apart, or a narrow type could not tell a likely token's doubt from none."""
+    """labels [n]."""
     logits, slope = _base2_logits(rows, weight, softcap, logit_scale)
-    top = logits.amax(-1, keepdim=True)
-    behind = (top.float() - logits.gather(-1, labels)).mul_(_LN_2)
-    probs = logits.sub_(top).exp2_()
-    probs.scatter_(-1, labels, 0.0)
-    others = probs.sum(-1, keepdim=True).float()
+    on_cpu = logits.device.type == "cpu"
+    passes = passes_for(logits.dtype, logits.dtype) if on_cpu else Passes()
+    behind, others = passes.exponentials(logits, labels)
+    behind.mul_(LN_2)
     label = torch.exp(-behind)
     losses = behind + torch.log1p(others + (label - 1))
-    return _Chunk(losses, probs, others + label, others, slope)
+    return _Chunk(losses, logits, others + label, others, slope)
 
 
 def _d_logits(chunk: _Chunk, labels: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
     """The gradient of the rows' losses in nats as [n, V], in the place of `chunk.probs`, times
     [n, 1] float32."""
-    d_logits = chunk.probs.scatter_(-1, labels, -chunk.others.to(chunk.probs.dtype))
+    d_logits = chunk.probs
+    d_logits[torch.arange(len(labels), device=labels.device), labels] = -chunk.others.to(
+        d_logits.dtype
+    )
     if chunk.slope is not None:
         d_logits.mul_(chunk.slope)
-    return d_logits, logit_scale / chunk.total
+    return d_logits, (logit_scale / chunk.total)[:, None]
 
 
 def _base2_logits(

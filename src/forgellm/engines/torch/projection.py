@@ -1,22 +1,23 @@
-"""The parts of a decoder block with their gradients in closed form: linear layers with or without
-LoRA, root-mean-square norms (Zhang and Sennrich 2019, arXiv 1910.07467), rotary positions (Su et al.
-2021, arXiv 2104.09864).
+"""The parts of a decoder block that have parameters, with their gradients in closed form: linear layers
+with or without LoRA, and root-mean-square norms.
 
-Letters: N rows, D and O sizes of input and output, R the ranks of a projection's adapters together,
-B, T, H, d as in `block`.
+Letters: N rows, D and O sizes of input and output, R the ranks of a projection's adapters together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgellm.engines.torch.lora import LoraLinear
+from forgellm.engines.torch.passes.plain import Passes, rms_direction
+
+_TILE_COLUMNS = 32  # of bfloat16: products with other widths are a third slower
 
 
 class Gradients:
@@ -36,18 +37,14 @@ class Gradients:
         return list(self._found.values())
 
 
-class Kept(NamedTuple):
-    """What a projection's backward pass needs of its forward pass, but for the input: the adapters'
-    (x A)^T [R, N], A^T [R, D], and scale B [R, O], each in its own columns."""
-
-    low: Tensor
-    a: Tensor
-    b: Tensor
-
-
 class Projection:
     """Linear layers of one input as one product: x W^T + bias + scale (x A) B, the last part where
-    there are adapters. Frozen weights of several layers become views of one matrix."""
+    there are adapters.
+
+    Their scale B stand as further columns beside W [O, D], so that [x, x A] times [W, scale B^T] is
+    all of the output, and a gradient times it is both its part of x's and, times A^T, what it lacks.
+    Frozen weights become views of that matrix.
+    """
 
     def __init__(self, *layers: nn.Module) -> None:
         """Raises TypeError for what is more than a linear layer with plain LoRA."""
@@ -60,75 +57,103 @@ class Projection:
         for linear in self._linears:
             ends.append(ends[-1] + int(linear.out_features))
         self.outputs = [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+        self.in_features = int(self._linears[0].in_features)
         pairs = zip(self.outputs, layers, strict=True)
         self._adapters = [(where, a) for where, a in pairs if isinstance(a, LoraLinear)]
         if any(adapter.m is not None or adapter.dropout for _, adapter in self._adapters):
             raise TypeError("DoRA and dropout have no closed form here")
+        self._rank = sum(len(adapter.lora_b) for _, adapter in self._adapters)
+        self._columns = -(-self._rank // _TILE_COLUMNS) * _TILE_COLUMNS
+        self._is_frozen = not any(linear.weight.requires_grad for linear in self._linears)
+        if self._adapters and not self._is_frozen:
+            raise TypeError("adapters on trained weights")
         self._joint: Tensor | None = None
+        self._a = torch.empty(0)  # [R, D]
 
     def join(self) -> None:
-        """Put frozen weights side by side in memory."""
+        """Put frozen weights into one matrix with room for the adapters."""
+        if not self._is_frozen or (len(self._linears) == 1 and not self._columns):
+            return
         weights = [linear.weight for linear in self._linears]
-        if len(weights) > 1 and not any(weight.requires_grad for weight in weights):
-            self._joint = torch.cat([weight.data for weight in weights])
-            for where, weight in zip(self.outputs, weights, strict=True):
-                weight.data = self._joint[where]
+        size = (self.outputs[-1].stop, self.in_features + self._columns)
+        joint = weights[0].new_zeros(size)
+        for where, weight in zip(self.outputs, weights, strict=True):
+            joint[where, : self.in_features] = weight.data
+            weight.data = joint[where, : self.in_features]
+        self._joint = joint
 
     def plain(self) -> tuple[Tensor, Tensor | None]:
         """Weight [O, D] and bias [O]. Raises TypeError where there are adapters."""
         if self._adapters:
             raise TypeError("an adapter")
         dtype = self._linears[0].weight.dtype
-        return self._weight(dtype), self._bias(dtype)
+        return self._matrix(dtype), self._bias(dtype)
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Kept | None]:
-        """x [N, D] -> [N, O], and what the backward pass needs."""
-        out = F.linear(x, self._weight(x.dtype), self._bias(x.dtype))
+    def room(self, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What is to be called with, [rows, D + columns], and its part for the input [rows, D]."""
+        room = torch.empty(rows, self.in_features + self._columns, dtype=dtype)
+        return room, room[:, : self.in_features]
+
+    def __call__(self, room: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[N, O] of the input in `room`, which it completes, and x A [N, R] for the backward pass."""
+        low = None
+        if self._adapters:
+            self._write_adapters()
+            low = F.linear(room[:, : self.in_features], self._a)
+            rest = room[:, self.in_features :]
+            rest[:, : self._rank], rest[:, self._rank :] = low, 0
+        return F.linear(room, self._matrix(room.dtype), self._bias(room.dtype)), low
+
+    def input_backward(self, g: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Gradients of the input [N, D] and of x A [N, R] from that of the output, g [N, O]."""
+        found = g @ self._matrix(g.dtype)
         if not self._adapters:
-            return out, None
-        # What has the rank as a side is [rank, many]: CPU libraries are slower at [many, rank].
-        a = torch.cat([adapter.lora_a.mT for _, adapter in self._adapters]).to(x.dtype)
-        b = torch.zeros(len(a), out.shape[1], dtype=x.dtype)
-        start = 0
-        for where, adapter in self._adapters:
-            rows = b[start : start + len(adapter.lora_b), where]
-            torch.mul(adapter.lora_b, adapter.scale, out=rows)
-            start += len(rows)
-        low = a @ x.mT
-        out.addmm_(low.mT, b)
-        return out, Kept(low, a, b)
+            return found, None
+        d_x, g_low = found[:, : self.in_features], found[:, self.in_features :][:, : self._rank]
+        return d_x.addmm_(g_low, self._a), g_low
 
-    def backward(
-        self, g: Tensor, x: Tensor, kept: Kept | None, grads: Gradients, wants_x: bool = True
-    ) -> Tensor | None:
-        """Gradient of x [N, D] from that of the output, g [N, O]."""
-        self._weight_gradients(g, x, grads)
-        d_x = g @ self._weight(g.dtype) if wants_x else None
-        if kept is None:
-            return d_x
-        g_low = kept.b @ g.mT
-        d_a, d_b = g_low @ x, kept.low @ g
+    def low_backward(self, g: Tensor) -> Tensor | None:
+        """The gradient of x A [N, R] alone."""
+        if not self._adapters:
+            return None
+        return g @ self._matrix(g.dtype)[:, self.in_features :][:, : self._rank]
+
+    def parameters_backward(
+        self, g: Tensor, x: Tensor, low: Tensor | None, g_low: Tensor | None, grads: Gradients
+    ) -> None:
+        """The gradients of what is trained, from those of the output and of x A, x and x A."""
+        for where, linear in zip(self.outputs, self._linears, strict=True):
+            if grads.want(linear.weight):
+                grads.put(linear.weight, g[:, where].mT @ x)
+            if grads.want(linear.bias):
+                grads.put(linear.bias, g[:, where].sum(0))
+        if low is None or g_low is None:
+            return
+        d_a, d_b = g_low.mT @ x, low.mT @ g
         start = 0
         for where, adapter in self._adapters:
             rows = slice(start, start + len(adapter.lora_b))
             grads.put(adapter.lora_a, d_a[rows].mT)
             grads.put(adapter.lora_b, d_b[rows, where].float().mul_(adapter.scale))
             start = rows.stop
-        return d_x if d_x is None else d_x.addmm_(g_low.mT, kept.a)
 
-    def _weight_gradients(self, g: Tensor, x: Tensor, grads: Gradients) -> None:
-        for where, linear in zip(self.outputs, self._linears, strict=True):
-            if grads.want(linear.weight):
-                grads.put(linear.weight, g[:, where].mT @ x)
-            if grads.want(linear.bias):
-                grads.put(linear.bias, g[:, where].sum(0))
-
-    def _weight(self, dtype: torch.dtype) -> Tensor:
-        """[O, D]. Trained weights are float32 whatever is computed in."""
+    def _matrix(self, dtype: torch.dtype) -> Tensor:
+        """[O, D + columns]. Trained weights are float32 whatever is computed in."""
         if self._joint is not None:
             return self._joint
         weights = [linear.weight.to(dtype) for linear in self._linears]
         return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+    @torch.no_grad()
+    def _write_adapters(self) -> None:
+        """As they are now; threads that do so at once write the same."""
+        assert self._joint is not None
+        start = self.in_features
+        for where, adapter in self._adapters:
+            columns = self._joint[where, start : start + len(adapter.lora_b)]
+            columns.copy_(adapter.lora_b.mT * adapter.scale)
+            start += len(adapter.lora_b)
+        self._a = torch.cat([a.lora_a.mT for _, a in self._adapters]).to(self._joint.dtype)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         biases = [linear.bias for linear in self._linears]
@@ -161,43 +186,36 @@ class Norm:
     def is_trained(self) -> bool:
         return self.weight.requires_grad
 
-    def __call__(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """In `dtype`, or that of x."""
-        direction, _ = self._direction(x)
-        dtype = dtype or x.dtype
-        return direction.to(dtype).mul_(self.weight.to(dtype))
+    @property
+    def floats(self) -> Tensor:
+        """The weight [D] in float32."""
+        return self.weight.detach().float()
 
-    def backward(self, g: Tensor, x: Tensor, grads: Gradients) -> Tensor:
-        """Gradient of x from that of the output, both of x's shape."""
-        direction, inverse = self._direction(x)
-        if grads.want(self.weight):
-            grads.put(self.weight, (g.float() * direction).flatten(0, -2).sum(0))
-        g = (g * self.weight.to(g.dtype)).float()
-        along = (g * direction).mean(-1, keepdim=True)
-        return g.addcmul_(direction, along, value=-1).mul_(inverse).to(x.dtype)
+    def into(self, out: Tensor, passes: Passes, x: Tensor) -> None:
+        """Of x [N, D] in `out`."""
+        passes.rms_norm(x, self.floats, self.epsilon, out)
 
-    def _direction(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x divided by its root mean square, and one over that, both float32."""
-        x = x.float()
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(self.epsilon).rsqrt_()
-        return x * inverse, inverse
+    def again(
+        self, passes: Passes, x: Tensor, projection: Projection, dtype: torch.dtype
+    ) -> Tensor:
+        """As a projection read it."""
+        _, out = projection.room(len(x), dtype)
+        self.into(out, passes, x)
+        return out
 
+    def backward(
+        self, passes: Passes, g: Tensor, x: Tensor, plus: Tensor, grads: Gradients
+    ) -> Tensor:
+        """plus and the gradient of x, from that of the output; all [N, D]."""
+        wants_weight = grads.want(self.weight)
+        found, d_weight = passes.rms_norm_backward(
+            g, x, self.floats, self.epsilon, plus, wants_weight
+        )
+        if d_weight is not None:
+            grads.put(self.weight, d_weight)
+        return found
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[B, T, H, d], each pair (i, i + d/2) turned. cos, sin [B, T, d]."""
-    return _turned(x, cos, sin, 1, torch.empty(x.shape, dtype=x.dtype))
-
-
-def rotate_back(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
-    """The gradient of `rotate`, written to `out`."""
-    return _turned(x, cos, sin, -1, out)
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    cos, sin = cos[:, :, None, :half], sin[:, :, None, :half]
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=sign)
-    return out
+    def __call__(self, x: Tensor) -> Tensor:
+        """In the type of x."""
+        direction, _ = rms_direction(x, self.epsilon)
+        return direction.to(x.dtype).mul_(self.weight.to(x.dtype))

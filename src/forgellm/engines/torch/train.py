@@ -19,6 +19,7 @@ from forgellm.engines.torch import adapters, checkpoint, load, memory
 from forgellm.engines.torch.block import use_closed_forms
 from forgellm.engines.torch.in_training import TorchAnswers
 from forgellm.engines.torch.lora import add_lora
+from forgellm.engines.torch.passes.compiler import compiler_version
 from forgellm.engines.torch.preference import answer_log_probs, preference_sums
 from forgellm.engines.torch.process_group import process_group
 from forgellm.engines.torch.quantised import num_parameters
@@ -288,6 +289,10 @@ class TorchTrainEngine:
         fused = self._place.device.type in ("cpu", "cuda")
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, fused=fused)
 
+    def _compiler(self) -> dict[str, str | None]:
+        """Where a compiler of this machine made a part of what computes."""
+        return {"cc": compiler_version()} if self._place.device.type == "cpu" else {}
+
     def _describe(self) -> EngineInfo:
         num_trainable = sum(p.numel() for p in self._trainable.values())
         total = num_parameters(self.model)
@@ -299,5 +304,5 @@ class TorchTrainEngine:
             num_parameters=total - num_trainable if self._lora else total,
             num_trainable=num_trainable,
             context_length=load.context_length(self.model),
-            versions=load.versions(),
+            versions=load.versions() | self._compiler(),
         )
