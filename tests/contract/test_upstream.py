@@ -33,6 +33,8 @@ TINY = "base/tiny"
 KEY = "sk-very-secret"
 USUAL = Limits()
 ASK: dict[str, Any] = {"prompt": "What is the mill for?", "temperature": 0, "max_tokens": 12}
+# Its first token is text: a stream says nothing while all it has is a part of a character.
+LONG: dict[str, Any] = {"streaming": True, "max_tokens": 300, "temperature": 1, "seed": 5}
 MESSAGES: list[Any] = [{"role": "user", "content": "What is the mill for?"}]
 
 
@@ -206,7 +208,7 @@ def closed(gate: Gate) -> Iterator[None]:
 
 
 def test_cancel_ends_the_answer_here_and_there(page: httpx2.Client, gate: Gate) -> None:
-    body = ASK | {"streaming": True, "request_id": "mine", "max_tokens": 300, "temperature": 1}
+    body = ASK | LONG | {"request_id": "mine"}
     with closed(gate):
         gate.permits.release(3)
         with page.stream("POST", "/api/model/generate", json=body) as reply:
@@ -245,7 +247,7 @@ def test_openai_stream_is_cancelled_by_its_id(server: httpx2.Client, gate: Gate)
 def test_client_that_goes_away_ends_the_upstreams_answer(
     page: httpx2.Client, server: httpx2.Client, gate: Gate
 ) -> None:
-    body = ASK | {"streaming": True, "max_tokens": 300, "temperature": 1}
+    body = ASK | LONG
     with closed(gate):
         gate.permits.release(2)
         with page.stream("POST", "/api/model/generate", json=body) as reply:
