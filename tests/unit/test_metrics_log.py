@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from forgellm.runs.metrics import METRICS_NAME, MetricsWriter, downsample, effective, read_lines
+from forgellm.runs.metrics import (
+    METRICS_NAME,
+    MetricsWriter,
+    downsample,
+    effective,
+    offset_of_end,
+    read_lines,
+)
 from forgellm.schema.run import MetricsLine
 
 
@@ -38,7 +45,7 @@ def test_log_cut_at_every_byte_is_read(tmp_path: Path) -> None:
         complete = whole.count(b"\n", 0, cut)
         lines, offset = read_lines(tmp_path)
         assert [line.seq for line in lines] == list(range(1, complete + 1))
-        assert offset == whole.rfind(b"\n", 0, cut) + 1
+        assert offset == whole.rfind(b"\n", 0, cut) + 1 == offset_of_end(tmp_path)
 
 
 def test_log_cut_anywhere_is_continued_on_a_fresh_line(tmp_path: Path) -> None:
@@ -102,6 +109,14 @@ def test_reader_gets_each_line_once(tmp_path: Path) -> None:
     lines, offset = read_lines(tmp_path, offset)
     assert seen + [line.seq for line in lines] == list(range(1, 21))
     assert read_lines(tmp_path, offset) == ([], offset)
+
+
+def test_end_of_a_long_log_is_found_without_its_beginning(tmp_path: Path) -> None:
+    assert offset_of_end(tmp_path) == 0
+    whole = write_log(tmp_path, 2)
+    torn = whole + b"\x00" * 200_000 + b"\n" + whole
+    (tmp_path / METRICS_NAME).write_bytes(torn + whole[:-5])
+    assert offset_of_end(tmp_path) == len(torn) + whole.index(b"\n") + 1
 
 
 def test_offset_inside_a_line_or_beyond_the_end_is_harmless(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,7 +16,7 @@ from forgellm.child import error_of
 from forgellm.data.progress import Tokenised
 from forgellm.errors import WorkerDied
 from forgellm.runs.lock import RunLock
-from forgellm.runs.metrics import read_lines
+from forgellm.runs.metrics import offset_of_end, read_lines
 from forgellm.runs.store import Run
 from forgellm.schema.run import MetricsLine, RunState
 from forgellm.supervisor import enforce_stop, launch
@@ -39,7 +39,11 @@ def train_here(run: Run, lock: RunLock, *, resume: bool, console: Console) -> Ru
         launch(run, resume=resume)
         return watch(run, console)
     session = Session()
-    with lock, logging_to(run.log_file), _graceful_stop(session, console):
+
+    def stop() -> None:
+        session.stop = True
+
+    with lock, logging_to(run.log_file), _graceful_stop(stop, console):
         with _view(console, recipe.max_iterations) as view:
             session.observer, session.progress = view.report, view.stage
             session.on_tokenised = view.tokenised
@@ -51,19 +55,16 @@ def watch(run: Run, console: Console) -> RunState:
 
     Ctrl-C and SIGTERM stop it gracefully, a second one at once. Raises ForgeError: why it failed.
     """
-    asked = Session()
-    _, offset = read_lines(run.folder)
+    offset = offset_of_end(run.folder)
     view = _view(console, run.record().recipe.max_iterations)
-    with _graceful_stop(asked, console), view:
+    with _graceful_stop(run.request_stop, console), view:
         is_alive = True
         while is_alive:
             is_alive, state = run.is_alive(), run.written_state()
             lines, offset = read_lines(run.folder, offset)
             for line in lines:
                 view.report(line, state)
-            if asked.stop:
-                run.request_stop()
-                enforce_stop(run)
+            enforce_stop(run)
             time.sleep(_WATCH_SECONDS)
     state = run.state()
     if state.phase not in ("completed", "stopped"):
@@ -74,14 +75,21 @@ def watch(run: Run, console: Console) -> RunState:
 
 
 @contextmanager
-def _graceful_stop(session: Session, console: Console) -> Iterator[None]:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        if session.stop:
+def _graceful_stop(stop: Callable[[], None], console: Console) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM calls `stop`."""
+    is_asked = False
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        nonlocal is_asked
+        if is_asked:
             raise KeyboardInterrupt
-        session.stop = True
+        is_asked = True
+        stop()
         console.print("Stopping after this step; the checkpoint is being kept. Again: at once.")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:

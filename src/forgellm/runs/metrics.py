@@ -80,11 +80,12 @@ def read_lines(folder: Path, offset: int = 0, max_bytes: int = -1) -> tuple[list
 
 def last_line(folder: Path) -> MetricsLine | None:
     """The newest line, read from the end of the log alone."""
-    try:
-        size = (folder / METRICS_NAME).stat().st_size
-    except OSError:
-        return None
-    return next(reversed(read_lines(folder, size - _TAIL_BYTES)[0]), None)
+    return next(reversed(_read_tail(folder)[0]), None)
+
+
+def offset_of_end(folder: Path) -> int:
+    """The offset from which `read_lines` gives what is yet to be written, likewise."""
+    return _read_tail(folder)[1]
 
 
 def offset_before(folder: Path, seq: int) -> int:
@@ -154,6 +155,14 @@ def _thin(indices: list[int], count: int) -> list[int]:
 
 def _is_report(line: MetricsLine) -> bool:
     return line.training_loss is not None or line.learning_rate is not None
+
+
+def _read_tail(folder: Path) -> tuple[list[MetricsLine], int]:
+    try:
+        size = (folder / METRICS_NAME).stat().st_size
+    except OSError:
+        return [], 0
+    return read_lines(folder, size - _TAIL_BYTES)
 
 
 def _parse(texts: Iterable[bytes]) -> Iterator[MetricsLine]:
