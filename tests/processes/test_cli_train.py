@@ -245,6 +245,6 @@ def test_two_processes_are_watched_from_the_terminal_and_resumed_by_one(
     run = latest_run(workspace)
     assert run is not None and len(run.state().processes) == 2
     checkpoints._remove(run.folder, "0000012")
-    again = forgellm(workspace, "train", "--resume", run.name, "--nproc-per-node", "1")
-    assert again.returncode == 0, again.stderr
+    flags = ["--workspace", str(workspace.root), "--resume", run.name, "--nproc-per-node", "1"]
+    assert main(["train", *flags]) == 0
     assert run.state().iteration == 12 and run.record().recipe.num_processes == 1

@@ -62,7 +62,13 @@ def weights(run: Run, iteration: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "kind", [["--lora-rank", "4"], ["--fine-tune-type", "full", "--grad-accum-steps", "2"]]
+    "kind",
+    [
+        ["--lora-rank", "4"],
+        pytest.param(
+            ["--fine-tune-type", "full", "--grad-accum-steps", "2"], marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_two_processes_end_with_the_weights_of_one(tmp_path: Path, kind: list[str]) -> None:
     """Each computes half the rows of every batch, of which one process computes all."""
@@ -85,6 +91,7 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path: Path, kind: list[st
             assert getattr(two, field) == (expected and pytest.approx(expected, rel=1e-4))
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_is_resumed_by_two(tmp_path: Path) -> None:
     workspace = build_tiny_workspace(tmp_path / "w")
     assert train(workspace, *FLAGS, "--engine", "mlx").returncode == 0

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-import forgellm
+import forgellm as package
 from forgellm.paths import Workspace
 from forgellm.runs.store import latest_run
 from tiny_workspace import build_tiny_workspace
@@ -19,6 +21,13 @@ ABSENT = {
     "torch": ("torch", "torchgen", "functorch", "peft", "accelerate"),
     "mlx": ("mlx", "mlx_lm", "mlx_cpu"),
 }
+# One start for several commands, as most of its time goes into imports.
+IN_TURN = """
+import json, sys
+from forgellm.cli.main import main
+for arguments in json.loads(sys.argv[1]):
+    assert main(arguments) == 0, arguments
+"""
 
 
 def environment_without(engine: str, folder: Path) -> dict[str, str]:
@@ -27,7 +36,7 @@ def environment_without(engine: str, folder: Path) -> dict[str, str]:
     for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
         if entry.name.split("-")[0].split(".")[0] not in ABSENT[engine]:
             (folder / entry.name).symlink_to(entry)
-    source = Path(forgellm.__file__).parents[1]
+    source = Path(package.__file__).parents[1]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(folder)])}
 
 
@@ -36,9 +45,9 @@ def test_one_engine_trains_answers_and_publishes(tmp_path: Path, absent: str, pr
     workspace = build_tiny_workspace(tmp_path / "w")
     environment = environment_without(absent, tmp_path / "packages")
 
-    def forgellm_command(*arguments: str) -> str:
+    def forgellm(*commands: Sequence[str]) -> str:
         # -S: no site-packages but the folder of links
-        command = [sys.executable, "-S", "-m", "forgellm", *arguments]
+        command = [sys.executable, "-S", "-c", IN_TURN, json.dumps(commands)]
         result = subprocess.run(
             command,
             capture_output=True,
@@ -50,22 +59,19 @@ def test_one_engine_trains_answers_and_publishes(tmp_path: Path, absent: str, pr
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    forgellm_command(
-        *("train", "--model", "tiny", "--dataset", "notes", "--max-iterations", "3"),
-        *("--max-seq-length", "64", "--lora-rank", "4"),
-    )
+    train = ("train", "--model", "tiny", "--dataset", "notes", "--max-iterations", "3")
+    quantise = ("models", "quantize", "tiny", "--bits", "8", "--group-size", "32")
+    forgellm((*train, "--max-seq-length", "64", "--lora-rank", "4"), quantise)
     run = latest_run(workspace)
     assert run is not None
     assert run.record().engine == present
     flags = ("--prompt", "The brown fox", "--max-tokens", "8", "--temperature", "0")
-    adapter = ("--adapter-path", run.output_dir)
-    assert forgellm_command("cli", "generate", "--model", "tiny", *adapter, *flags).strip()
-    forgellm_command("publish", "--run", run.name)
-    (published,) = published_models(workspace)
-    assert forgellm_command("cli", "generate", "--model", f"published/{published}", *flags).strip()
-
-    forgellm_command("models", "quantize", "tiny", "--bits", "8", "--group-size", "32")
-    assert forgellm_command("cli", "generate", "--model", "published/tiny-8bit-g32", *flags).strip()
+    forgellm(("publish", "--run", run.name))
+    published = published_models(workspace)
+    assert len(published) == 2 and "tiny-8bit-g32" in published
+    models = [("tiny", "--adapter-path", run.output_dir), *((f"published/{x}",) for x in published)]
+    answers = forgellm(*(("cli", "generate", "--model", *model, *flags) for model in models))
+    assert len([line for line in answers.splitlines() if line.strip()]) >= 3
 
     missing = subprocess.run(
         [sys.executable, "-S", "-c", f"import {absent}"], capture_output=True, env=environment

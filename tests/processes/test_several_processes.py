@@ -117,6 +117,7 @@ def test_a_killed_process_is_named_and_its_run_can_be_resumed(
     assert checkpoints.newest_verified(run.folder)[0] is not None
 
 
+@pytest.mark.slow
 def test_a_lost_process_is_replaced_as_often_as_asked(workspace: Workspace) -> None:
     run = start_long(workspace, max_restarts=1)
     victims = workers(run)

@@ -139,7 +139,7 @@ def reveals(answer: Answer) -> bool:
     )
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_path_leads_out_of_the_workspace(
     servers: Servers, workspace: Workspace, step: int
 ) -> None:

@@ -241,7 +241,7 @@ HOSTILE = st.lists(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=1800, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
 @given(asked=HOSTILE, answered=HOSTILE)
 def test_text_never_becomes_control_tokens(
     families: Families, family: str, asked: str, answered: str
