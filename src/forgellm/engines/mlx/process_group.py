@@ -32,7 +32,9 @@ class MlxGroup:
 
     @property
     def is_first_here(self) -> bool:
-        return True  # MLX's processes have a machine each
+        # A recipe says how many torch processes share a machine, not how many of mlx.launch do: the
+        # estimate is of one process, so each sees to its own.
+        return True
 
     def any(self, flag: bool) -> bool:
         # On the CPU's stream, so that the question does not wait for the GPU's step.
@@ -42,6 +44,8 @@ class MlxGroup:
         self.any(False)
 
     def one_first(self) -> AbstractContextManager[None]:
+        # Mostly each has a machine of its own. Where not, those that come to a store or a model that
+        # another is making wait for its lock, and find it made.
         return nullcontext()
 
     def gather(self, num_tokens: int, peak_memory_bytes: int) -> tuple[ProcessMetrics, ...]:
