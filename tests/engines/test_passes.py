@@ -178,11 +178,11 @@ def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = tmp_path / "two.c"
     source.write_text("int two(void) { return TWO; }\n")
-    first = compiler.library(source, {"TWO": "2"})
+    first = compiler.library(source, ["-DTWO=2"])
     assert first is not None and first.two() == 2
     [made] = (tmp_path / "forgellm").iterdir()
     time = made.stat().st_mtime_ns
-    assert compiler.library(source, {"TWO": "2"}) is not None
+    assert compiler.library(source, ["-DTWO=2"]) is not None
     assert made.stat().st_mtime_ns == time
-    other = compiler.library(source, {"TWO": "22"})
+    other = compiler.library(source, ["-DTWO=22"])
     assert other is not None and other.two() == 22

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from forgellm.engines.torch.passes.native import passes_for
+from forgellm.engines.torch.passes.tiles import tile_attention
 
 NAME = "forgellm"
 _BLOCK_BYTES = 512  # of a score matrix's height: 256 queries in bfloat16, 128 in float32
@@ -28,8 +29,7 @@ _LOG2_E = math.log2(math.e)
 _forward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """Tokens `start:stop` of one row, all of one document."""
 
     row: int
@@ -80,6 +80,9 @@ def attention_forward(
 ) -> Tensor:
     """softmax(q k^T * scale) v inside each segment, in `out`. q and out [B, H, T, D]; k, v
     [B, K, T, D]. Returns the log-sum-exp [B, H, T] float32 of each query."""
+    tiles = tile_attention(q, v)
+    if tiles is not None:
+        return tiles.forward(q, k, v, scale, layout.segments, out)
     lse = torch.empty(q.shape[:3], dtype=torch.float32)
     for s in layout.segments:
         part = (slice(s.row, s.row + 1), slice(None), slice(s.start, s.stop))
@@ -104,6 +107,9 @@ def attention_backward(  # noqa: PLR0913 (all that the forward pass had)
     A query's log-sum-exp and the mean of its gradient are subtracted by the matrix products, as
     columns that meet ones: a pass less over all scores each.
     """
+    tiles = tile_attention(q, v)
+    if tiles is not None:
+        return tiles.backward((grad, q, k, v, out), lse, scale, layout.segments, found)
     size, dtype, passes = q.shape[-1], q.dtype, passes_for(q.dtype, q.dtype)
     dq, dk, dv = found
     dk.zero_(), dv.zero_()

@@ -18,7 +18,7 @@ from torch import Tensor
 from forgellm.engines.torch.passes.native import passes_for
 from forgellm.engines.torch.passes.plain import LN_2, Passes
 
-CHUNK_BYTES = 24_000_000
+CHUNK_BYTES = 52_000_000
 _LOG2_E = math.log2(math.e)
 
 
@@ -146,7 +146,7 @@ class _Gradients:
 
     def chunk_rows(self, weight: Tensor, dtype: torch.dtype) -> int:
         """Fewer chunks where each adds to a gradient [V, D], which costs more than the chunk."""
-        return chunk_rows(weight, dtype) * (1 if self._weight is None else 4)
+        return chunk_rows(weight, dtype) * (1 if self._weight is None else 2)
 
     def add(
         self, d_logits: Tensor, factor: Tensor, rows: Tensor, projection: Tensor, part: slice

@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from forgellm import hardware
@@ -19,7 +20,7 @@ _log = logging.getLogger(__name__)
 _NAMES = ("cc", "gcc", "clang")
 # As fast as floats go without taking NaN and infinity for ordinary numbers.
 _FLAGS = (
-    "-std=c11 -O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros "
+    "-std=gnu11 -O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros "
     "-fassociative-math -freciprocal-math -fopenmp -fPIC -shared"
 ).split()
 _WIDE = ["-mprefer-vector-width=512"]  # compilers else halve what AVX-512 can do at once
@@ -47,17 +48,16 @@ def compiler_version() -> str | None:
     return said.stdout.split("\n", 1)[0] or None
 
 
-def library(source: Path, definitions: dict[str, str]) -> ctypes.CDLL | None:
-    """`source` compiled for this processor with these macros; None, with a line in the log, where that
-    cannot be done."""
+def library(source: Path, flags: Sequence[str] = ()) -> ctypes.CDLL | None:
+    """`source`, which may include headers beside it, compiled for this processor; None, with a line in
+    the log, where that cannot be done."""
     tool = compiler()
     if tool is None:
         _log.info("no C compiler was found; training on a processor would be faster with one")
         return None
-    flags = [*_FLAGS, *(_WIDE if "avx512bw" in hardware.cpu_flags() else [])]
-    flags += [f"-D{name}={value}" for name, value in definitions.items()]
+    wide = _WIDE if "avx512bw" in hardware.cpu_flags() else []
     try:
-        return ctypes.CDLL(str(_built(tool, source, flags)))
+        return ctypes.CDLL(str(_built(tool, source, [*_FLAGS, *wide, *flags])))
     except subprocess.SubprocessError as error:
         said = getattr(error, "stderr", None) or str(error)
     except OSError as error:
@@ -68,7 +68,8 @@ def library(source: Path, definitions: dict[str, str]) -> ctypes.CDLL | None:
 
 def _built(tool: str, source: Path, flags: list[str]) -> Path:
     """The library's path. Its name says what it was made of and for, as homes are shared."""
-    made_of = [tool, compiler_version() or "", source.read_text("utf-8"), *flags]
+    texts = [file.read_text("utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
+    made_of = [tool, compiler_version() or "", *texts, *flags]
     made_for = [platform.platform(), platform.machine(), *sorted(hardware.cpu_flags())]
     digest = hashlib.sha256("\0".join(made_of + made_for).encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forgellm"
@@ -78,7 +79,7 @@ def _built(tool: str, source: Path, flags: list[str]) -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             made = Path(folder) / path.name
             subprocess.run(
-                [tool, *flags, str(source), "-o", str(made)],
+                [tool, str(source), *flags, "-o", str(made)],
                 capture_output=True,
                 text=True,
                 timeout=_LONGEST_SECONDS,

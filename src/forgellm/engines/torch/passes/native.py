@@ -37,8 +37,7 @@ def passes_for(sums: torch.dtype, computed: torch.dtype) -> Passes:
     """The fastest passes of this machine's processor for blocks that add in one type and multiply in
     another."""
     if sums in _TYPES and computed in _TYPES:
-        types = {"S": _TYPES[sums], "T": _TYPES[computed]}
-        compiled = library(_SOURCE, types)
+        compiled = library(_SOURCE, (f"-DS={_TYPES[sums]}", f"-DT={_TYPES[computed]}"))
         if compiled is not None:
             return NativePasses(compiled, sums, computed)
     return Passes()

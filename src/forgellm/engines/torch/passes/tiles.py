@@ -1,0 +1,99 @@
+"""Attention in the bfloat16 tiles of Intel's AMX (attention.c), where processor and compiler have them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from forgellm import hardware
+from forgellm.engines.torch.passes.compiler import library
+
+_SOURCE = Path(__file__).with_name("attention.c")
+_STEP = 32  # of head size
+_MOST = 256
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_ssize_t
+
+Segments = Sequence[tuple[int, int, int]]
+
+
+class _View(ctypes.Structure):
+    """Of a tensor [B, heads, T, d]."""
+
+    _fields_ = [("at", _POINTER), ("row", _SIZE), ("head", _SIZE), ("token", _SIZE)]
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *((name, _SIZE) for name in ("num_segments", "heads", "groups", "tokens", "width")),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class TileAttention:
+    """Causal attention inside segments, each (row, start, stop). q, out and their gradients
+    [B, H, T, d], k and v [B, K, T, d], all bfloat16; log-sum-exps [B, H, T] float32."""
+
+    def __init__(self, compiled: ctypes.CDLL) -> None:
+        self._c = compiled
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments, out: Tensor
+    ) -> Tensor:
+        lse = torch.empty(q.shape[:3], dtype=torch.float32)
+        views = [ctypes.byref(_view(x)) for x in (q, k, v, out)]
+        self._c.attention_forward(
+            *views, _POINTER(lse.data_ptr()), _ids(segments), _shape(q, k, scale, segments)
+        )
+        return lse
+
+    def backward(
+        self,
+        given: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        lse: Tensor,
+        scale: float,
+        segments: Segments,
+        found: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        """From the gradient of `out`, q, k, v and `out`, to the gradients of q, k and v."""
+        self._c.attention_backward(
+            (_View * 5)(*map(_view, given)),
+            (_View * 3)(*map(_view, found)),
+            _POINTER(lse.data_ptr()),
+            _ids(segments),
+            _shape(given[1], given[2], scale, segments),
+        )
+
+
+@functools.cache
+def _compiled() -> TileAttention | None:
+    if not {"amx_tile", "amx_bf16"} <= hardware.cpu_flags():
+        return None
+    compiled = library(_SOURCE, flags=("-mamx-tile", "-mamx-bf16", "-lm"))
+    return TileAttention(compiled) if compiled is not None and compiled.may_use_tiles() else None
+
+
+def tile_attention(q: Tensor, v: Tensor) -> TileAttention | None:
+    """None where this machine, or these tensors' type or head size, have no tiles."""
+    size = q.shape[-1]
+    fits = size == v.shape[-1] and size % _STEP == 0 and size <= _MOST
+    return _compiled() if fits and q.dtype == torch.bfloat16 else None
+
+
+def _view(x: Tensor) -> _View:
+    assert x.dtype == torch.bfloat16 and x.stride(3) == 1
+    return _View(x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
+
+
+def _ids(segments: Segments) -> ctypes.Array[ctypes.c_int64]:
+    flat = [number for segment in segments for number in segment]
+    return (ctypes.c_int64 * len(flat))(*flat)
+
+
+def _shape(q: Tensor, k: Tensor, scale: float, segments: Segments) -> ctypes.Array[_Shape]:
+    heads, tokens, width = q.shape[1:]
+    return (_Shape * 1)(_Shape(len(segments), heads, heads // k.shape[1], tokens, width, scale))
