@@ -18,7 +18,7 @@ from torch import Tensor
 from forgellm.engines.torch.passes.native import passes_for
 from forgellm.engines.torch.passes.plain import LN_2, Passes
 
-CHUNK_BYTES = 52_000_000
+CHUNK_BYTES = 26_000_000
 _LOG2_E = math.log2(math.e)
 
 
@@ -44,11 +44,15 @@ def chunk_rows(weight: Tensor, dtype: torch.dtype) -> int:
     return max(16, CHUNK_BYTES // (dtype.itemsize * weight.shape[0]))
 
 
-def _even_chunks(num_rows: int, most: int) -> Iterator[slice]:
-    """Of about one size: a short one at the end would read all weights for a few rows."""
-    step = -(-num_rows // max(1, -(-num_rows // most)))
-    for start in range(0, num_rows, max(1, step)):
-        yield slice(start, start + step)
+def _even_chunks(hidden: Tensor, weight: Tensor, most: int) -> Iterator[tuple[slice, Tensor]]:
+    """Parts of the rows [N, D] of about one size, each with room for its logits [n, V]: a short one at
+    the end would read all weights for a few rows, and an allocator keeps what is taken anew."""
+    num_rows = len(hidden)
+    step = max(1, -(-num_rows // max(1, -(-num_rows // most))))
+    room = hidden.new_empty(min(step, num_rows), len(weight))
+    for start in range(0, num_rows, step):
+        part = slice(start, min(start + step, num_rows))
+        yield part, room[: part.stop - start]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -64,9 +68,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients = _Gradients(ctx, hidden, weight)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         projection = weight.to(hidden.dtype)
-        for part in _even_chunks(len(hidden), gradients.chunk_rows(weight, hidden.dtype)):
+        most = gradients.chunk_rows(weight, hidden.dtype)
+        for part, room in _even_chunks(hidden, weight, most):
             rows, labels = hidden[part], targets[part]
-            chunk = _chunk(rows, projection, labels, softcap, logit_scale)
+            chunk = _chunk(rows, projection, labels, room, softcap, logit_scale)
             loss += chunk.losses.sum()
             if gradients.are_wanted:
                 d_logits, factor = _d_logits(chunk, labels, logit_scale)
@@ -112,9 +117,10 @@ class _TargetLogProbs(torch.autograd.Function):
         ctx.softcap, ctx.logit_scale = softcap, logit_scale
         found = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         projection = weight.to(hidden.dtype)
-        for part in _even_chunks(len(hidden), chunk_rows(weight, hidden.dtype)):
+        most = chunk_rows(weight, hidden.dtype)
+        for part, room in _even_chunks(hidden, weight, most):
             rows, labels = hidden[part], targets[part]
-            chunk = _chunk(rows, projection, labels, softcap, logit_scale)
+            chunk = _chunk(rows, projection, labels, room, softcap, logit_scale)
             found[part] = -chunk.losses
         return found
 
@@ -123,9 +129,10 @@ class _TargetLogProbs(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         gradients = _Gradients(ctx, hidden, weight)
         projection = weight.to(hidden.dtype)
-        for part in _even_chunks(len(hidden), gradients.chunk_rows(weight, hidden.dtype)):
+        most = gradients.chunk_rows(weight, hidden.dtype)
+        for part, room in _even_chunks(hidden, weight, most):
             rows, labels = hidden[part], targets[part]
-            chunk = _chunk(rows, projection, labels, ctx.softcap, ctx.logit_scale)
+            chunk = _chunk(rows, projection, labels, room, ctx.softcap, ctx.logit_scale)
             d_logits, factor = _d_logits(chunk, labels, ctx.logit_scale)
             factor.mul_(-grad[part, None])
             gradients.add(d_logits, factor, rows, projection, part)
@@ -146,7 +153,7 @@ class _Gradients:
 
     def chunk_rows(self, weight: Tensor, dtype: torch.dtype) -> int:
         """Fewer chunks where each adds to a gradient [V, D], which costs more than the chunk."""
-        return chunk_rows(weight, dtype) * (1 if self._weight is None else 2)
+        return chunk_rows(weight, dtype) * (1 if self._weight is None else 4)
 
     def add(
         self, d_logits: Tensor, factor: Tensor, rows: Tensor, projection: Tensor, part: slice
@@ -176,10 +183,15 @@ class _Chunk(NamedTuple):
 
 
 def _chunk(
-    rows: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, logit_scale: float
+    rows: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    room: Tensor,
+    softcap: float | None,
+    logit_scale: float,
 ) -> _Chunk:
-    """labels [n]."""
-    logits, slope = _base2_logits(rows, weight, softcap, logit_scale)
+    """labels [n]. The logits are computed in `room` [n, V]."""
+    logits, slope = _base2_logits(rows, weight, room, softcap, logit_scale)
     on_cpu = logits.device.type == "cpu"
     passes = passes_for(logits.dtype, logits.dtype) if on_cpu else Passes()
     behind, others = passes.exponentials(logits, labels)
@@ -202,14 +214,14 @@ def _d_logits(chunk: _Chunk, labels: Tensor, logit_scale: float) -> tuple[Tensor
 
 
 def _base2_logits(
-    rows: Tensor, weight: Tensor, softcap: float | None, logit_scale: float
+    rows: Tensor, weight: Tensor, room: Tensor, softcap: float | None, logit_scale: float
 ) -> tuple[Tensor, Tensor | None]:
-    """[n, V] logits times log2(e), and the slope of the cap if there is one.
+    """In `room` [n, V], logits times log2(e), and the slope of the cap if there is one.
 
     Base 2 because `exp` of very negative numbers is slow on CPUs and `exp2` is not.
     """
     if softcap is None:
-        return (rows * (logit_scale * _LOG2_E)) @ weight.mT, None
-    tanh = (rows @ weight.mT).mul_(logit_scale / softcap).tanh_()
+        return torch.mm(rows * (logit_scale * _LOG2_E), weight.mT, out=room), None
+    tanh = torch.mm(rows, weight.mT, out=room).mul_(logit_scale / softcap).tanh_()
     slope = 1 - tanh.square()
     return tanh.mul_(softcap * _LOG2_E), slope

@@ -141,8 +141,13 @@ class Projection:
         """[O, D + columns]. Trained weights are float32 whatever is computed in."""
         if self._joint is not None:
             return self._joint
-        weights = [linear.weight.to(dtype) for linear in self._linears]
-        return weights[0] if len(weights) == 1 else torch.cat(weights)
+        weights: list[Tensor] = [linear.weight.detach() for linear in self._linears]
+        if len(weights) == 1:
+            return weights[0].to(dtype)
+        joint = weights[0].new_empty(self.outputs[-1].stop, self.in_features, dtype=dtype)
+        for where, weight in zip(self.outputs, weights, strict=True):
+            joint[where] = weight
+        return joint
 
     @torch.no_grad()
     def _write_adapters(self) -> None:

@@ -34,6 +34,8 @@ from forgellm.engines.torch.sharding import (
 )
 from forgellm.schema.recipe import Recipe
 
+_NORM_EPSILON = 1e-6  # as in torch's own clipping
+
 
 class TorchTrainEngine:
     """See `engines.base.TrainEngine`."""
@@ -123,9 +125,12 @@ class TorchTrainEngine:
         if not self._sharded:
             self.group.sum_in_place(grads)
         (num_terms,) = self.group.sum([self._pending_terms])
-        torch._foreach_div_(grads, max(1.0, num_terms))
+        num_terms = max(1.0, num_terms)
+        norm = nn.utils.get_total_norm(grads) / num_terms
         limit = self._recipe.max_grad_norm or float("inf")
-        self._grad_norm = whole(nn.utils.clip_grad_norm_(parameters, limit).detach())
+        share = (limit / (norm + _NORM_EPSILON)).clamp(max=1.0) / num_terms
+        torch._foreach_mul_(grads, share)  # once over all gradients for both
+        self._grad_norm = whole(norm.detach())
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
