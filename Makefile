@@ -43,7 +43,7 @@ tests/browser/node_modules: tests/browser/package-lock.json
 screenshots: setup  ## pictures of every view of the demo's workspace; needs Chromium
 	$(BIN)/python scripts/screenshots.py --workspace $(WORKSPACE) $(ARGS)
 
-bench: setup .venv-bench/.ready  ## ours beside its peers, as tables; hours on two cores
+bench: setup .venv-bench/.ready  ## ours beside its peers, as tables; hours on two cores, ROUNDS=1 a third of it
 	test -d $(BENCH_MODEL) || $(BIN)/python -c 'from pathlib import Path; from forgellm.demo.model import demo_model; from forgellm.paths import Workspace; demo_model(Workspace(Path("$(WORKSPACE)")), print)'
 	for type in BF16 Q8_0; do ls $(dir $(BENCH_MODEL))../exported/$(notdir $(BENCH_MODEL))-gguf-*/*-$$type.gguf >/dev/null 2>&1 || $(BIN)/forgellm models --workspace $(WORKSPACE) export --format gguf --type $$type $(notdir $(BENCH_MODEL)) || exit 1; done
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH_MODEL) || exit 1; done

@@ -1,6 +1,6 @@
 """LoRA training and decoding on MLX, ours against mlx-lm's own, on one model and one text.
 
-    python benchmarks/mlx_lm_peer.py MODEL [--seq-len 2048] [--batch-size 2] [--steps 10] [--rounds 3]
+    python benchmarks/mlx_lm_peer.py MODEL [--seq-len 512] [--batch-size 2] [--steps 3] [--rounds 3]
 
 MODEL is a folder in Hugging Face or mlx-lm layout. Training: LoRA rank 8 on all linear layers, the
 same rows of tokens for both, `mlx_lm.tuner.trainer.train` as `mlx_lm.lora` calls it. Decoding: one
@@ -169,6 +169,7 @@ COLUMNS = [
     Column("peak_gb", "peak of MLX", "{:.2f} GB", ratio="less"),
     Column("first_token_seconds", "first token", "{:.2f} s"),
 ]
+ON_A_GPU = sys.platform == "darwin"  # elsewhere MLX computes on the processor, slowly
 CONTENDERS = {
     "training": {"ForgeLLM": train_ours, "mlx_lm.lora": train_mlx_lm},
     "decoding": {"ForgeLLM": decode_ours, "mlx_lm.generate": decode_mlx_lm},
@@ -178,9 +179,9 @@ CONTENDERS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--seq-len", type=int, default=2048 if ON_A_GPU else 512)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=10 if ON_A_GPU else 3)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--grad-checkpoint", action="store_true")

@@ -31,7 +31,8 @@ def peer_python() -> str:
 
 
 def add_rounds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured")
+    usual = int(os.environ.get("ROUNDS", 3))  # as `make bench ROUNDS=1` has it
+    parser.add_argument("--rounds", type=int, default=usual, help="how often each is measured")
 
 
 def take_turns(
