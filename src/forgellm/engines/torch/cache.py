@@ -54,6 +54,11 @@ class KeyValueCache:
     def num_bytes(self) -> int:
         return self._room.numel() * self._room.element_size()
 
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Address of the room [L, 2, K, C, d], C, and how many tokens it holds."""
+        return self._room.data_ptr(), self._room.shape[3], self._length
+
     def extended(self, ids: list[int]) -> Tensor:
         """[L, 2, K, n, d]: all that it holds, with room for these tokens at its end, which the
         caller is to fill."""

@@ -27,6 +27,7 @@ from forgellm.engines.torch.block import DecoderBlock
 from forgellm.engines.torch.cache import CacheShape, KeyValueCache
 from forgellm.engines.torch.load import output_head
 from forgellm.engines.torch.own_code import OwnCode
+from forgellm.engines.torch.passes.decoding import native_step
 from forgellm.engines.torch.projection import Norm
 
 _TILE = 16
@@ -124,6 +125,7 @@ class StraightModel:
         self._norm = Norm.of(decoder.norm)
         self._rotary = decoder.rotary_emb
         self._head = output_head(model)
+        self._native = native_step(self._blocks, self._norm, self._head.weight)
         first = self._blocks[0]
         self._shape = CacheShape(
             num_layers=len(self._blocks),
@@ -163,6 +165,8 @@ class StraightModel:
         """Put one token behind each cache; logits [N, V] float32 of what follows."""
         x, cos, sin = self._begin(ids, [len(cache) for cache in caches])
         held = [cache.extended([own]) for own, cache in zip(ids, caches, strict=True)]
+        if self._native is not None:
+            return self._scaled(self._native(x, cos[:, 0], sin[:, 0], caches).mT[: len(ids)])
         kept = [each[:, :, None].unbind() for each in held]  # of a row, by layer: [2, 1, K, n, d]
         ends = [
             each[:, :, :, -1].unbind() for each in held
@@ -192,7 +196,11 @@ class StraightModel:
 
     def _logits(self, x: Tensor) -> Tensor:
         """[n, V] float32 of rows [n, D]."""
-        found = (self._head.weight @ _filled(self._norm(x), self._multiple)).mT[: len(x)]
+        found = self._head.weight @ _filled(self._norm(x), self._multiple)
+        return self._scaled(found.mT[: len(x)])
+
+    def _scaled(self, found: Tensor) -> Tensor:
+        """As float32, as the model scales them; a copy."""
         logits = found.float() * self._head.logit_scale
         if self._head.softcap is not None:
             logits = (logits / self._head.softcap).tanh() * self._head.softcap
