@@ -72,8 +72,10 @@ class _Plan:
             b = block.parts
             add_norm(added, b.input_norm)
             qkv = product((block.query_key_value.weight, block.query_key_value.bias), normed.mT)
-            norms = [None if each is None else self._at(each.floats) for each in
-                     (b.query_norm, b.key_norm)]
+            norms = [
+                None if each is None else self._at(each.floats)
+                for each in (b.query_norm, b.key_norm)
+            ]
             epsilon = 0.0 if b.query_norm is None else b.query_norm.epsilon
             self.calls.append(
                 partial(
