@@ -22,6 +22,7 @@ from forgellm.engines.torch.decoding import MAX_CONCURRENT
 from forgellm.engines.torch.generate import TorchGenerateEngine
 from forgellm.engines.torch.in_training import TorchAnswers
 from forgellm.engines.torch.own_code import OwnCode
+from forgellm.engines.torch.passes.compiler import compiler
 from forgellm.engines.torch.straight import StraightModel, straight_model
 from forgellm.errors import OutOfMemory
 from forgellm.schema.generation import Sampling
@@ -113,16 +114,25 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # --- the passes -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["in C", "in torch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral"])
 @torch.inference_mode()
 def test_straight_passes_come_out_as_the_own_code_says(
-    architecture: str, dtype: torch.dtype, folders: Callable[[str], Path]
+    architecture: str,
+    dtype: torch.dtype,
+    is_compiled: bool,
+    folders: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Texts of several lengths, read in parts, then token by token all together; across a growth."""
+    if not is_compiled:
+        monkeypatch.setattr("forgellm.engines.torch.straight.compiled_step", lambda *_: None)
+    elif compiler() is None:
+        pytest.skip("no C compiler here")
     model = loaded(folders(architecture), dtype)
     straight = straight_model(model)
-    assert straight is not None
+    assert straight is not None and (straight._compiled is not None) == is_compiled
     exact = OwnCode(loaded(folders(architecture)))
     own = OwnCode(model)
     rng = random.Random(3)

@@ -4,7 +4,8 @@ products that read the same input are one, and each answer has a cache of its ow
 A product is W x^T, [out, N]: for few tokens CPU libraries compute that twice as fast as [N, out]. In
 bfloat16 on a processor the tokens are filled up to a multiple of 16, the side of an AMX tile. One
 takes as long as sixteen, since reading the weights takes the time, and comes out the same bit for bit
-whoever else is served.
+whoever else is served. What lies between the products of a step is computed in C where there is a
+compiler (`compiled_step`).
 
 For models whose blocks `block.DecoderBlock` can read, without sliding windows. One is taken for such
 a model only if its logits come out as its own code says. `own_code` serves all others.
@@ -25,9 +26,9 @@ from torch import Tensor, nn
 
 from forgellm.engines.torch.block import DecoderBlock
 from forgellm.engines.torch.cache import CacheShape, KeyValueCache
+from forgellm.engines.torch.compiled_step import compiled_step
 from forgellm.engines.torch.load import output_head
 from forgellm.engines.torch.own_code import OwnCode
-from forgellm.engines.torch.passes.decoding import native_step
 from forgellm.engines.torch.projection import Norm
 
 _TILE = 16
@@ -82,12 +83,13 @@ class StraightBlock:
         )
 
     @property
-    def num_heads(self) -> list[int]:
+    def num_heads(self) -> tuple[int, int]:
         """Of queries, and of keys."""
-        return [
-            (where.stop - where.start) // self.parts.head_size
-            for where in self.parts.qkv.outputs[:2]
-        ]
+        return self.parts.num_heads
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        return self.query_key_value, self.output, self.gate_up, self.down
 
     def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Of tokens [n, D] with angles [n, 1, d]: queries [n, H, d], and keys with values
@@ -125,7 +127,7 @@ class StraightModel:
         self._norm = Norm.of(decoder.norm)
         self._rotary = decoder.rotary_emb
         self._head = output_head(model)
-        self._native = native_step(self._blocks, self._norm, self._head.weight)
+        self._compiled = compiled_step(self._blocks, self._norm, self._head.weight)
         first = self._blocks[0]
         self._shape = CacheShape(
             num_layers=len(self._blocks),
@@ -165,8 +167,8 @@ class StraightModel:
         """Put one token behind each cache; logits [N, V] float32 of what follows."""
         x, cos, sin = self._begin(ids, [len(cache) for cache in caches])
         held = [cache.extended([own]) for own, cache in zip(ids, caches, strict=True)]
-        if self._native is not None:
-            return self._scaled(self._native(x, cos[:, 0], sin[:, 0], caches).mT[: len(ids)])
+        if self._compiled is not None:
+            return self._scaled(self._compiled(x, cos[:, 0], sin[:, 0], caches).mT[: len(ids)])
         kept = [each[:, :, None].unbind() for each in held]  # of a row, by layer: [2, 1, K, n, d]
         ends = [
             each[:, :, :, -1].unbind() for each in held
