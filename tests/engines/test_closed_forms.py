@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,19 @@ def test_rows_shared_out_over_threads_train_as_rows_in_one(
     assert shared == losses(3)
     assert shared == pytest.approx(losses(1), rel=1e-5)
     assert shared[0] > shared[2] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_was_copied_of_a_file_counts_no_longer(tmp_path: Path) -> None:
+    folder = build_tiny_model(tmp_path / "m", num_hidden_layers=8)
+    recipe = Recipe(model_name="m", dataset="d", dtype="float32")
+    engine = TorchTrainEngine(recipe.resolved(), folder)
+    resident = is_file = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):
+            is_file = rest.endswith(str(folder / "model.safetensors"))
+        elif is_file and name == "Rss:":
+            resident += int(rest.split()[0]) * 1024
+    assert resident < (folder / "model.safetensors").stat().st_size / 2
+    engine.step(BATCH, 0.1, update=True)

@@ -26,6 +26,7 @@ from forgellm.engines.torch.attention import (
     attention_forward,
     packed_layout,
 )
+from forgellm.engines.torch.memory import let_go_of_weight_files
 from forgellm.engines.torch.passes.native import passes_for
 from forgellm.engines.torch.passes.plain import Passes, Turns
 from forgellm.engines.torch.projection import Gradients, Norm, Projection
@@ -83,6 +84,7 @@ class DecoderBlock:
     def join(self) -> None:
         for projection in (self.qkv, self.output, self.gate_up, self.down):
             projection.join()
+        let_go_of_weight_files()
 
     @property
     def num_heads(self) -> tuple[int, int]:

@@ -25,6 +25,7 @@ _FLAGS = (
 ).split()
 _WIDE = ["-mprefer-vector-width=512"]  # compilers else halve what AVX-512 can do at once
 _LONGEST_SECONDS = 120
+_LONGEST_COMPLAINT = 500  # characters
 
 
 @functools.cache
@@ -60,8 +61,9 @@ def library(source: Path, flags: Sequence[str] = ()) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(_built(tool, source, [*_FLAGS, *wide, *flags])))
     except subprocess.SubprocessError as error:
         said = getattr(error, "stderr", None) or str(error)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError where there is no home for the cache
         said = str(error)
+    said = said.strip()[:_LONGEST_COMPLAINT]
     _log.warning("%s could not compile %s, so slower code is used: %s", tool, source.name, said)
     return None
 
