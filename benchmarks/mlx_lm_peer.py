@@ -1,11 +1,12 @@
 """LoRA training and decoding on MLX, ours against mlx-lm's own, on one model and one text.
 
-    python benchmarks/mlx_lm_peer.py MODEL [--seq-len 512] [--batch-size 2] [--steps 3] [--rounds 3]
+    python benchmarks/mlx_lm_peer.py MODEL [--seq-len 2048] [--batch-size 2] [--steps 10] [--rounds 3]
 
 MODEL is a folder in Hugging Face or mlx-lm layout. Training: LoRA rank 8 on all linear layers, the
 same rows of tokens for both, `mlx_lm.tuner.trainer.train` as `mlx_lm.lora` calls it. Decoding: one
 prompt, greedy, as `mlx_lm.generate` does it. Each contender runs in a process of its own, in turn;
-figures are medians over the rounds with their spread, and the highest peak that MLX reports.
+figures are medians over the rounds with their spread, and the highest peak that MLX reports. On a
+processor, where MLX takes minutes for a step, the defaults are smaller.
 """
 
 from __future__ import annotations
@@ -179,11 +180,11 @@ CONTENDERS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--seq-len", type=int, default=2048 if ON_A_GPU else 512)
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=10 if ON_A_GPU else 3)
-    parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--seq-len", type=int, default=2048 if ON_A_GPU else 128)
+    parser.add_argument("--batch-size", type=int, default=2 if ON_A_GPU else 1)
+    parser.add_argument("--steps", type=int, default=10 if ON_A_GPU else 2)
+    parser.add_argument("--prompt-tokens", type=int, default=512 if ON_A_GPU else 64)
+    parser.add_argument("--max-tokens", type=int, default=256 if ON_A_GPU else 16)
     parser.add_argument("--grad-checkpoint", action="store_true")
     add_rounds(parser)
     parser.add_argument("--contender", nargs=2, metavar=("WORK", "NAME"), help=argparse.SUPPRESS)
