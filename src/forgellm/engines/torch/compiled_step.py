@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from forgellm.engines.torch.cache import KeyValueCache
-from forgellm.engines.torch.passes.compiler import library
+from forgellm.engines.torch.passes.compiler import C_TYPES, library, set_signatures
 from forgellm.engines.torch.projection import Norm
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ _SOURCE = Path(__file__).parent / "passes" / "decoding.c"
 _MOST_QUERIES = (
     16_384  # numbers of the queries that share a key head: the C code has them on its stack
 )
-_TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
 _P, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float
 _SIGNATURES = {
     "step_norm": [_P, _P, _SIZE, _P, _FLOAT, _P, _SIZE, _SIZE],
@@ -127,9 +126,7 @@ class _Plan:
 
 class CompiledStep:
     def __init__(self, c: Any, blocks: Sequence[StraightBlock], norm: Norm, head: Tensor) -> None:
-        for name, signature in _SIGNATURES.items():
-            function = getattr(c, name)
-            function.argtypes, function.restype = signature, None
+        set_signatures(c, _SIGNATURES)
         self._plan = partial(_Plan, c, blocks, norm, head)
         self._plans: dict[int, _Plan] = {}
 
@@ -158,12 +155,12 @@ def compiled_step(blocks: Sequence[StraightBlock], norm: Norm, head: Tensor) -> 
     (heads, keys), width = blocks[0].num_heads, blocks[0].parts.head_size
     if (
         head.device.type != "cpu"
-        or head.dtype not in _TYPES
+        or head.dtype not in C_TYPES
         or heads // keys * width > _MOST_QUERIES
     ):
         return None
     weights = [product.weight for block in blocks for product in block.products]
     if any(weight.dtype != head.dtype for weight in weights):
         return None
-    compiled = library(_SOURCE, (f"-DT={_TYPES[head.dtype]}", "-lm"))
+    compiled = library(_SOURCE, (f"-DT={C_TYPES[head.dtype]}", "-lm"))
     return None if compiled is None else CompiledStep(compiled, blocks, norm, head)

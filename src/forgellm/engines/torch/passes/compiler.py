@@ -11,8 +11,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from forgellm import hardware
 
@@ -23,6 +26,8 @@ _FLAGS = (
     "-std=gnu11 -O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros "
     "-fassociative-math -freciprocal-math -fopenmp -fPIC -shared"
 ).split()
+# Names of torch's types in C.
+C_TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
 _WIDE = ["-mprefer-vector-width=512"]  # compilers else halve what AVX-512 can do at once
 _LONGEST_SECONDS = 120
 _LONGEST_COMPLAINT = 500  # characters
@@ -47,6 +52,13 @@ def compiler_version() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return said.stdout.split("\n", 1)[0] or None
+
+
+def set_signatures(compiled: ctypes.CDLL, signatures: Mapping[str, Sequence[Any]]) -> None:
+    """What each function takes; none returns anything."""
+    for name, signature in signatures.items():
+        function = getattr(compiled, name)
+        function.argtypes, function.restype = list(signature), None
 
 
 def library(source: Path, flags: Sequence[str] = ()) -> ctypes.CDLL | None:

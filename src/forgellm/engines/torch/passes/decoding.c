@@ -9,14 +9,6 @@
 #include <math.h>
 #include <stdint.h>
 
-static inline float from_float(float x) { return x; }
-static inline float to_float(float x) { return x; }
-
-#define JOINED(a, b) a##b
-#define NAMED(a, b) JOINED(a, b)
-#define FROM_T NAMED(from_, T)
-#define TO_T NAMED(to_, T)
-
 enum { KEYS = 64, VALUES = 512 }; /* that are taken at a time */
 
 /* x += a product, where there is one; out = weight * x / rms(x). */

@@ -9,15 +9,8 @@
 
 #include "numbers.h"
 
-static inline float from_float(float x) { return x; }
-static inline float to_float(float x) { return x; }
-
-#define JOINED(a, b) a##b
-#define NAMED(a, b) JOINED(a, b)
 #define FROM_S NAMED(from_, S)
 #define TO_S NAMED(to_, S)
-#define FROM_T NAMED(from_, T)
-#define TO_T NAMED(to_, T)
 
 static inline float sigmoid(float x) { return 1.0f / (1.0f + exp2_of(-LOG2_E * x)); }
 

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from forgellm.engines.torch.passes.compiler import library
+from forgellm.engines.torch.passes.compiler import C_TYPES, library, set_signatures
 from forgellm.engines.torch.passes.plain import Passes, Turns
 
 _SOURCE = Path(__file__).with_name("native.c")
-_TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float
 _ROWS = [_POINTER, _SIZE]
 _TURNS = [_POINTER, _POINTER, _POINTER, _POINTER, _FLOAT]
@@ -36,8 +35,8 @@ _SIGNATURES = {
 def passes_for(sums: torch.dtype, computed: torch.dtype) -> Passes:
     """The fastest passes of this machine's processor for blocks that add in one type and multiply in
     another."""
-    if sums in _TYPES and computed in _TYPES:
-        compiled = library(_SOURCE, (f"-DS={_TYPES[sums]}", f"-DT={_TYPES[computed]}"))
+    if sums in C_TYPES and computed in C_TYPES:
+        compiled = library(_SOURCE, (f"-DS={C_TYPES[sums]}", f"-DT={C_TYPES[computed]}"))
         if compiled is not None:
             return NativePasses(compiled, sums, computed)
     return Passes()
@@ -46,9 +45,7 @@ def passes_for(sums: torch.dtype, computed: torch.dtype) -> Passes:
 class NativePasses(Passes):
     def __init__(self, compiled: ctypes.CDLL, sums: torch.dtype, computed: torch.dtype) -> None:
         self._sums, self._computed = sums, computed
-        for name, signature in _SIGNATURES.items():
-            function = getattr(compiled, name)
-            function.argtypes, function.restype = signature, None
+        set_signatures(compiled, _SIGNATURES)
         self._c = compiled
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float, out: Tensor) -> None:

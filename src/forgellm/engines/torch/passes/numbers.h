@@ -18,6 +18,15 @@ static inline bf16 to_bf16(float x) {
     return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
+static inline float from_float(float x) { return x; }
+static inline float to_float(float x) { return x; }
+
+/* By the type's name, for files that are compiled once for each type T. */
+#define JOINED(a, b) a##b
+#define NAMED(a, b) JOINED(a, b)
+#define FROM_T NAMED(from_, T)
+#define TO_T NAMED(to_, T)
+
 /* 2^x with a relative error of 2e-7, for x from -126 to 127; outside as at these ends. */
 static inline float exp2_of(float x) {
     x = x < -126.0f ? -126.0f : x;
