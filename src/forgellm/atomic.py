@@ -95,10 +95,11 @@ def overwrite_json(path: Path, payload: dict[str, Any]) -> None:
         file.truncate()
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path | str) -> dict[str, Any] | None:
     """The object in `path`, or None where there is none that can be read."""
     try:
-        payload = orjson.loads(path.read_bytes())
+        with open(path, "rb", buffering=0) as file:
+            payload = orjson.loads(file.read())
     except (OSError, ValueError):
         return None
     return payload if isinstance(payload, dict) else None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 from pydantic import ValidationError
 
@@ -33,10 +34,12 @@ class ListedRun:
 
 
 class RunIndex:
-    """Of one workspace. For several threads."""
+    """Of one workspace. For several threads, of which one at a time looks through all runs: the next
+    then finds in memory what it would have read as well."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
+        self._looking = Lock()
         self._records = FileMemory(_read_record)
         self._phases = FileMemory(_read_phase)
         self._unlocked: dict[str, Signature] = {}
@@ -45,6 +48,10 @@ class RunIndex:
 
     def listed(self) -> list[ListedRun]:
         """All runs with a readable `run.json`, newest first."""
+        with self._looking:
+            return self._listed()
+
+    def _listed(self) -> list[ListedRun]:
         paths = [f"{folder}/run.json" for folder in self._folders()]
         found = [run for path in paths if (run := self._records.get(path)) is not None]
         self._records.keep(paths)
@@ -59,9 +66,10 @@ class RunIndex:
 
     def unfinished(self) -> list[Path]:
         """Folders of runs that train, wait in the queue, or were left in the middle."""
-        folders = list(self._folders())
-        self._phases.keep(f"{folder}/state.json" for folder in folders)
-        return [Path(f) for f in folders if self._is_unfinished(f) and _is_run(f)]
+        with self._looking:
+            folders = list(self._folders())
+            self._phases.keep(f"{folder}/state.json" for folder in folders)
+            return [Path(f) for f in folders if self._is_unfinished(f) and _is_run(f)]
 
     def alive(self) -> Iterator[Path]:
         """Folders of runs whose lock is held now."""
@@ -80,7 +88,7 @@ class RunIndex:
         if seen is None or self._unlocked.get(folder) == seen:
             return False
         settled = is_settled(seen)
-        if is_locked(Path(folder)):
+        if is_locked(folder):
             return True
         if settled:
             self._unlocked[folder] = seen
@@ -107,7 +115,7 @@ def _is_run(folder: str) -> bool:
 
 def _read_record(path: str) -> ListedRun | None:
     try:
-        record = RunRecord.model_validate(read_json(Path(path)) or {})
+        record = RunRecord.model_validate(read_json(path) or {})
     except ValidationError:
         return None
     folder = Path(path).parent
@@ -116,6 +124,6 @@ def _read_record(path: str) -> ListedRun | None:
 
 def _read_phase(path: str) -> Phase | None:
     try:
-        return RunState.model_validate(read_json(Path(path)) or {}).phase
+        return RunState.model_validate(read_json(path) or {}).phase
     except ValidationError:
         return None

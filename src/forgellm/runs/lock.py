@@ -107,10 +107,10 @@ def take_lock(folder: Path) -> RunLock:
     return RunLock.adopt(folder, int(inherited)) if inherited else RunLock(folder).acquire()
 
 
-def is_locked(folder: Path) -> bool:
+def is_locked(folder: Path | str) -> bool:
     """Whether some process holds the run's lock now. Takes nothing away from one about to take it."""
     try:
-        fd = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"{folder}/{LOCK_NAME}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
