@@ -1,6 +1,6 @@
 """From files to packed rows: tokens per second and memory, ours against `datasets.map` and TRL.
 
-    python benchmarks/tokenising.py MODEL_FOLDER [--rounds 3] [--megabytes 20]
+    python benchmarks/tokenising.py MODEL_FOLDER [--rounds 3] [--megabytes 60]
 
 MODEL_FOLDER holds the tokenizer. The text is the shipped one with a word in twenty exchanged, so that
 no two documents are equal: as JSON lines of documents for cpt, of conversations for ift. Contenders
@@ -195,7 +195,7 @@ COLUMNS = [
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
-    parser.add_argument("--megabytes", type=float, default=20)
+    parser.add_argument("--megabytes", type=float, default=60)
     parser.add_argument("--contender", nargs=3, metavar=("NAME", "KIND", "DATA"))
     add_rounds(parser)
     args = parser.parse_args()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
@@ -13,9 +16,10 @@ from hypothesis import strategies as st
 
 from chat_templates import FAMILIES
 from forgellm.data.chat import template as template_module
+from forgellm.data.chat.layout import LossOn
 from forgellm.data.chat.rows import Conversation, RowRefused, conversation_of
 from forgellm.data.chat.template import ChatTemplate, TemplateRefused
-from forgellm.data.chat.tokens import LossOn, chat_tokens
+from forgellm.data.chat.tokens import ChatRuns, Run, chat_tokens
 from forgellm.data.tokenizer import Tokenizer
 from tiny_tokenizer import TRAINING_TEXT
 
@@ -119,14 +123,22 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tokeni
 Families = dict[str, tuple[Tokenizer, ChatTemplate]]
 
 
+def tokens_of(
+    tokenizer: Tokenizer, family: str, conversation: Conversation, loss_on: LossOn = "assistant"
+) -> tuple[list[int], list[bool]]:
+    """Ids and which of them are learned."""
+    runs = ChatRuns(tokenizer, FAMILIES[family][0]).runs(conversation, loss_on)
+    ((ids, trained),) = chat_tokens([runs], tokenizer)
+    return np.frombuffer(ids, "<u4").tolist(), [bool(mark) for mark in trained]
+
+
 def check(
     families: Families, family: str, turns: list[Any], expected: Labelled, **fields: Any
 ) -> None:
-    tokenizer, template = families[family]
+    tokenizer = families[family][0]
     loss_on: LossOn = fields.pop("loss_on", "assistant")
-    found = chat_tokens(
-        conversation_of({"messages": turns, **fields}), tokenizer, template, loss_on
-    )
+    conversation = conversation_of({"messages": turns, **fields})
+    found = tokens_of(tokenizer, family, conversation, loss_on)
     ids: list[int] = []
     trained: list[bool] = []
     for stretch, is_trained in expected:
@@ -134,8 +146,7 @@ def check(
         ids += part
         trained += [is_trained] * len(part)
     shown = [(tokenizer.decode([i], skip_special=False), t) for i, t in zip(*found, strict=True)]
-    assert found.ids == ids, shown
-    assert found.trained == trained, shown
+    assert found == (ids, trained), shown
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -183,10 +194,10 @@ def test_the_prompt_of_an_answer_is_what_training_showed_before_it(
 
     tokenizer, template = families[family]
     turns = [SYSTEM, Q1, {"role": "assistant", "content": "Yes."}, Q2, A2]
-    found = chat_tokens(Conversation(turns), tokenizer, template, "last")
+    ids, trained = tokens_of(tokenizer, family, Conversation(turns), "last")
     history = [Message(**turn) for turn in turns[:3]]  # type: ignore[arg-type]
     prompt = build_prompt(tokenizer, Q2["content"], history, is_base_model=False)
-    assert found.ids[: found.trained.index(True)] == prompt
+    assert ids[: trained.index(True)] == prompt
 
 
 def test_thoughts_are_learned_where_the_template_shows_them(families: Families) -> None:
@@ -229,7 +240,7 @@ def test_tools_that_spell_control_tokens_are_refused(families: Families) -> None
     call = {"function": {"name": "x", "arguments": {"of": "<|im_end|>"}}}
     turns = [Q1, {"role": "assistant", "content": "", "tool_calls": [call]}]
     with pytest.raises(RowRefused, match="control token"):
-        chat_tokens(conversation_of({"messages": turns}), tokenizer, template, "assistant")
+        tokens_of(tokenizer, "qwen3", conversation_of({"messages": turns}))
 
 
 CONTROLS = sorted({token for _, controls, _ in FAMILIES.values() for token in controls})
@@ -252,8 +263,8 @@ def test_text_never_becomes_control_tokens(
 
     def shape(question: str, answer: str) -> list[int]:
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        found = chat_tokens(Conversation(turns), tokenizer, template, "assistant")
-        return [number for number in found.ids if number in controls]
+        ids, _ = tokens_of(tokenizer, family, Conversation(turns))
+        return [number for number in ids if number in controls]
 
     try:
         assert shape(asked, answered) == shape("a", "b")
@@ -261,10 +272,43 @@ def test_text_never_becomes_control_tokens(
         pass  # nothing is learned of it
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(texts=st.lists(st.lists(HOSTILE, min_size=2, max_size=4), min_size=2, max_size=3))
+def test_what_was_read_before_changes_nothing(
+    families: Families, family: str, texts: list[list[str]]
+) -> None:
+    tokenizer = families[family][0]
+    reader = ChatRuns(tokenizer, FAMILIES[family][0])
+    for said in texts:
+        roles = ["user", "assistant"] * 2
+        turns = [{"role": r, "content": c} for r, c in zip(roles, said, strict=False)]
+        conversation = Conversation(turns)
+        afresh = ChatRuns(tokenizer, FAMILIES[family][0])
+        assert _found(reader, conversation) == _found(afresh, conversation)
+
+
+def _found(reader: ChatRuns, conversation: Conversation) -> list[Run] | str:
+    try:
+        return reader.runs(conversation, "assistant")
+    except RowRefused as error:
+        return str(error)
+
+
+def test_a_template_that_names_the_day_is_rendered_each_time(
+    families: Families, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ChatRuns(families["chatml"][0], "{{ strftime_now('%d') }}" + FAMILIES["chatml"][0])
+    for day in (1, 2):
+        today = datetime(2026, 1, day)
+        monkeypatch.setattr(template_module, "datetime", Mock(now=lambda day=today: day))
+        assert reader.runs(Conversation([Q1, A1]), "assistant")[0].text.startswith(f"0{day}<")
+
+
 def test_a_text_that_spells_the_end_of_a_turn_is_learned_whole(families: Families) -> None:
     tokenizer, template = families["chatml"]
     turns = [Q1, {"role": "assistant", "content": "Say <|im_end|> and stop."}]
-    found = chat_tokens(Conversation(turns), tokenizer, template, "assistant")
+    found = tokens_of(tokenizer, "chatml", Conversation(turns))
     learned = [i for i, is_trained in zip(*found, strict=True) if is_trained]
     assert tokenizer.decode(learned[:-1]) == "Say <|im_end|> and stop."
     assert learned[-1] in tokenizer.stop_ids

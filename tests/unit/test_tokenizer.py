@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
@@ -34,6 +35,10 @@ def edit(folder: Path, tmp_path: Path, **changes: object) -> Path:
     return tmp_path
 
 
+def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [np.frombuffer(ids, "<u4").tolist() for ids in tokenizer.encode_batch(texts)]
+
+
 @given(st.text(st.characters(codec="utf-8")))
 def test_decode_gives_back_the_text(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -41,7 +46,7 @@ def test_decode_gives_back_the_text(tokenizer: Tokenizer, text: str) -> None:
 
 def test_odd_text_survives(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode(ODD_TEXT)) == ODD_TEXT
-    assert tokenizer.encode_batch([ODD_TEXT, "b"]) == [
+    assert encode_batch(tokenizer, [ODD_TEXT, "b"]) == [
         tokenizer.encode(ODD_TEXT),
         tokenizer.encode("b"),
     ]
@@ -50,7 +55,7 @@ def test_odd_text_survives(tokenizer: Tokenizer) -> None:
 def test_control_strings_in_text_stay_characters(tokenizer: Tokenizer) -> None:
     text = "a<|im_end|>b<|endoftext|>"
     assert not {0, 1, 2} & set(tokenizer.encode(text))
-    assert not {0, 1, 2} & set(tokenizer.encode_batch([text])[0])
+    assert not {0, 1, 2} & set(encode_batch(tokenizer, [text])[0])
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -177,7 +182,7 @@ def test_pieces_of_a_long_text_have_the_same_tokens(
     text = "".join(parts)
     pieces = list(split_text(text, limit, tokenizer.encode))
     assert "".join(pieces) == text
-    assert sum(tokenizer.encode_batch(pieces), []) == tokenizer.encode(text)
+    assert sum(encode_batch(tokenizer, pieces), []) == tokenizer.encode(text)
 
 
 def test_long_text_is_really_cut(tokenizer: Tokenizer) -> None:

@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from forgellm.data.bulk_encoder import TOKEN_BYTES
 from forgellm.data.documents import (
     DatasetFile,
     Listing,
@@ -107,6 +106,9 @@ class _Writer:
     ) -> None:
         self._files, self._listing, self._tokenizer = files, listing, tokenizer
         self._on_progress = on_progress
+        bos_id = tokenizer.bos_id
+        self._start = b"" if bos_id is None else bos_id.to_bytes(TOKEN_BYTES, "little")
+        self._end = tokenizer.document_end_id.to_bytes(TOKEN_BYTES, "little")
         state: dict[str, Any] = files.state or {"file": 0, "pieces": 0, "report": {}}
         self._first_file, self._pieces_done = state["file"], state["pieces"]
         self._report = ReadReport.from_dict(state["report"]) if state["report"] else ReadReport()
@@ -130,13 +132,13 @@ class _Writer:
         self._on_progress(Tokenised(total, total, self._num_tokens))
         return self._report
 
-    def _append(self, piece: _Piece, ids: list[int]) -> None:
-        if piece.starts_document and self._tokenizer.bos_id is not None:
-            ids.insert(0, self._tokenizer.bos_id)
+    def _append(self, piece: _Piece, ids: bytes) -> None:
+        if piece.starts_document:
+            ids = self._start + ids
         if piece.hash is not None:
-            ids.append(self._tokenizer.document_end_id)
-        self._files.append("tokens.bin", np.array(ids, dtype="<u4").tobytes())
-        self._num_tokens += len(ids)
+            ids += self._end
+        self._files.append("tokens.bin", ids)
+        self._num_tokens += len(ids) // TOKEN_BYTES
         if piece.hash is not None:
             self._files.append("offsets.npy", self._num_tokens.to_bytes(8, "little"))
             self._files.append("hashes.npy", piece.hash)
@@ -149,7 +151,7 @@ class _Writer:
             {"file": last.source.number, "pieces": last.number + 1, "report": report.to_dict()}
         )
 
-    def _encoded(self) -> Iterator[tuple[list[_Piece], list[list[int]]]]:
+    def _encoded(self) -> Iterator[tuple[list[_Piece], list[bytes]]]:
         """Batches with their ids; while one is encoded, on all cores, the next is read."""
         with ThreadPoolExecutor(1, "tokenizer") as pool:
             waiting = None

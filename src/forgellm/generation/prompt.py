@@ -68,7 +68,7 @@ def _chat_ids(tokenizer: Tokenizer, turns: list[Turn]) -> list[int]:
             suggestion='Send "is_base_model": true to talk to the model in plain text.',
         ) from None
     if any(template.spells_control_tokens(turn["content"]) for turn in turns):
-        return template.ids(_accepted(template.pieces, turns))
+        return _accepted(template.ids, turns)
     return tokenizer.encode_template(_accepted(template.render, turns))
 
 

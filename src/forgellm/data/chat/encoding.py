@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
+from forgellm.data.chat.layout import LossOn
 from forgellm.data.chat.rows import Conversation, RowRefused, conversation_of
-from forgellm.data.chat.template import ChatTemplate
-from forgellm.data.chat.tokens import LossOn, Tokens, chat_tokens
+from forgellm.data.chat.tokens import ChatRuns, Run, Tokens, chat_tokens
 from forgellm.data.token_store import HASH_BYTES
 from forgellm.data.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,47 @@ class EncodedRow(NamedTuple):
     rejected_at: int | None
 
 
-class RowEncoder(Protocol):
-    def encode(self, row: Any) -> Entry:
-        """Raises RowRefused."""
+Asking = Generator[list[Run], Tokens, T]
+"""Hands out text, gets its tokens, and so on until it returns. Raises RowRefused."""
 
 
-def encode_row(encoder: RowEncoder, row: Any) -> EncodedRow | str:
-    """The row as it is written, or why it is left out."""
-    try:
-        entry = encoder.encode(row)
-    except RowRefused as error:
-        return str(error)
+class RowEncoder(ABC):
+    """Raises TemplateRefused if the template is broken."""
+
+    def __init__(self, tokenizer: Tokenizer, form: ChatFormat) -> None:
+        self._tokenizer, self._form = tokenizer, form
+        self._chat = ChatRuns(tokenizer, form.template)
+
+    def encode(self, rows: list[Any]) -> list[Entry | str]:
+        """Each row's entry, or why it is left out. The text of all is encoded together."""
+        asking = [self._encode(row) for row in rows]
+        found: dict[int, Entry | str] = {}
+        answers: dict[int, Any] = dict.fromkeys(range(len(rows)))
+        while answers:
+            asked: dict[int, list[Run]] = {}
+            for number, tokens in answers.items():
+                try:
+                    asked[number] = asking[number].send(tokens)
+                except StopIteration as end:
+                    found[number] = end.value
+                except RowRefused as error:
+                    found[number] = str(error)
+            tokens_of = chat_tokens(list(asked.values()), self._tokenizer)
+            answers = dict(zip(asked, tokens_of, strict=True))
+        return [found[number] for number in range(len(rows))]
+
+    @abstractmethod
+    def _encode(self, row: Any) -> Asking[Entry]: ...
+
+
+def encode_rows(encoder: RowEncoder, rows: list[Any]) -> list[EncodedRow | str]:
+    """The rows as they are written, or why they are left out."""
+    return [found if isinstance(found, str) else _written(found) for found in encoder.encode(rows)]
+
+
+def _written(entry: Entry) -> EncodedRow:
     return EncodedRow(
-        np.array(entry.tokens.ids, dtype="<u4").tobytes(),
-        bytes(entry.tokens.trained),
+        *entry.tokens,
         hashlib.blake2b(entry.key, digest_size=HASH_BYTES).digest(),
         entry.text_bytes,
         entry.is_cut,
@@ -82,26 +110,20 @@ def encode_row(encoder: RowEncoder, row: Any) -> EncodedRow | str:
     )
 
 
-class ConversationEncoder:
-    """Rows that hold one conversation. Raises TemplateRefused if the template is broken."""
+class ConversationEncoder(RowEncoder):
+    """Rows that hold one conversation."""
 
-    def __init__(self, tokenizer: Tokenizer, form: ChatFormat) -> None:
-        self._tokenizer, self._form = tokenizer, form
-        self._template = ChatTemplate(tokenizer, form.template)
-
-    def encode(self, row: Any) -> Entry:
-        """Raises RowRefused."""
+    def _encode(self, row: Any) -> Asking[Entry]:
         conversation = conversation_of(row, self._form.columns)
-        found = self._tokens(conversation)
-        is_cut = len(found.ids) > self._form.max_tokens
+        found = yield self._runs(conversation)
+        is_cut = len(found.trained) > self._form.max_tokens
         if is_cut:
-            found = self._cut(conversation)
+            found = yield from self._cut(conversation)
         if not any(found.trained[1:]):
             raise RowRefused("nothing in it to learn")
-        key = np.array(found.ids, dtype="<u4").tobytes()
-        return Entry(found, key, text_bytes(conversation.turns), is_cut)
+        return Entry(found, found.ids, text_bytes(conversation.turns), is_cut)
 
-    def _cut(self, conversation: Conversation) -> Tokens:
+    def _cut(self, conversation: Conversation) -> Asking[Tokens]:
         """As many of the first turns as fit, up to an answer."""
         turns = conversation.turns
         answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]
@@ -110,8 +132,8 @@ class ConversationEncoder:
         while low < high:
             middle = (low + high) // 2
             part = Conversation(turns[: answers[middle] + 1], conversation.tools)
-            found = self._tokens(part)
-            if len(found.ids) <= self._form.max_tokens:
+            found = yield self._runs(part)
+            if len(found.trained) <= self._form.max_tokens:
                 fitting, low = found, middle + 1
             else:
                 high = middle
@@ -119,8 +141,8 @@ class ConversationEncoder:
             raise RowRefused(f"its first answer ends beyond {self._form.max_tokens} tokens")
         return fitting
 
-    def _tokens(self, conversation: Conversation) -> Tokens:
-        return chat_tokens(conversation, self._tokenizer, self._template, self._form.loss_on)
+    def _runs(self, conversation: Conversation) -> list[Run]:
+        return self._chat.runs(conversation, self._form.loss_on)
 
 
 def text_bytes(turns: list[dict[str, Any]]) -> int:

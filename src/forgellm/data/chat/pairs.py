@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
+from forgellm.data.bulk_encoder import TOKEN_BYTES
 from forgellm.data.chat.encoding import (
+    Asking,
     ChatFormat,
     ConversationEncoder,
     Entry,
@@ -28,8 +28,8 @@ from forgellm.data.chat.rows import (
     turns_of,
     until_last_answer,
 )
-from forgellm.data.chat.template import ChatTemplate, Turn
-from forgellm.data.chat.tokens import Tokens, chat_tokens
+from forgellm.data.chat.template import Turn
+from forgellm.data.chat.tokens import Run, Tokens
 from forgellm.data.tokenizer import Tokenizer
 
 _PROMPTS = ("prompt", "question", "instruction", "query", "input")
@@ -112,34 +112,29 @@ def _num_shared(chosen: list[Turn], rejected: list[Turn]) -> int:
     return count
 
 
-class PairEncoder:
+class PairEncoder(RowEncoder):
     """Rows that hold a pair: its two conversations stand one after the other. Learned are the
-    assistant's turns after the shared beginning. Raises TemplateRefused if the template is broken.
+    assistant's turns after the shared beginning.
     """
 
-    def __init__(self, tokenizer: Tokenizer, form: ChatFormat) -> None:
-        self._tokenizer, self._form = tokenizer, form
-        self._template = ChatTemplate(tokenizer, form.template)
-
-    def encode(self, row: Any) -> Entry:
-        """Raises RowRefused."""
+    def _encode(self, row: Any) -> Asking[Entry]:
         pair = pair_of(row, self._form.columns)
-        chosen, rejected = self._tokens(pair)
+        chosen, rejected = yield from self._tokens(pair)
         is_cut = not self._fits(chosen, rejected)
         if is_cut:
-            chosen, rejected = self._cut(pair)
+            chosen, rejected = yield from self._cut(pair)
         if not any(chosen.trained[1:]) or not any(rejected.trained[1:]):
             raise RowRefused("nothing in it to learn")
         return Entry(
             Tokens(chosen.ids + rejected.ids, chosen.trained + rejected.trained),
             # Pairs of the same question would tell of each other across the split.
-            np.array(chosen.ids[: chosen.trained.index(True)], dtype="<u4").tobytes(),
+            chosen.ids[: TOKEN_BYTES * chosen.trained.index(True)],
             text_bytes(pair.chosen.turns) + text_bytes(pair.rejected.turns),
             is_cut,
-            rejected_at=len(chosen.ids),
+            rejected_at=len(chosen.trained),
         )
 
-    def _cut(self, pair: Pair) -> tuple[Tokens, Tokens]:
+    def _cut(self, pair: Pair) -> Asking[tuple[Tokens, Tokens]]:
         """Without as few as possible of the first turns after the system's, from a question on."""
         turns = pair.chosen.turns[: pair.num_shared]
         kept = 1 if turns[0]["role"] == "system" else 0
@@ -148,7 +143,7 @@ class PairEncoder:
         low, high = 0, len(starts)
         while low < high:
             middle = (low + high) // 2
-            found = self._tokens(_without(pair, kept, starts[middle]))
+            found = yield from self._tokens(_without(pair, kept, starts[middle]))
             if self._fits(*found):
                 fitting, high = found, middle
             else:
@@ -160,19 +155,16 @@ class PairEncoder:
         return fitting
 
     def _fits(self, chosen: Tokens, rejected: Tokens) -> bool:
-        return len(chosen.ids) + len(rejected.ids) <= self._form.max_tokens
+        return len(chosen.trained) + len(rejected.trained) <= self._form.max_tokens
 
-    def _tokens(self, pair: Pair) -> tuple[Tokens, Tokens]:
-        chosen, rejected = (
-            chat_tokens(
-                conversation,
-                self._tokenizer,
-                self._template,
-                sum(turn["role"] == "assistant" for turn in conversation.turns[pair.num_shared :]),
-            )
-            for conversation in (pair.chosen, pair.rejected)
-        )
+    def _tokens(self, pair: Pair) -> Asking[tuple[Tokens, Tokens]]:
+        chosen = yield self._runs(pair.chosen, pair.num_shared)
+        rejected = yield self._runs(pair.rejected, pair.num_shared)
         return chosen, rejected
+
+    def _runs(self, conversation: Conversation, num_shared: int) -> list[Run]:
+        num_answers = sum(turn["role"] == "assistant" for turn in conversation.turns[num_shared:])
+        return self._chat.runs(conversation, num_answers)
 
 
 def row_encoder(tokenizer: Tokenizer, form: ChatFormat) -> RowEncoder:

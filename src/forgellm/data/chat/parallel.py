@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from forgellm.data.chat.encoding import ChatFormat, EncodedRow, encode_row
+from forgellm.data.chat.encoding import ChatFormat, EncodedRow, encode_rows
 from forgellm.data.chat.pairs import row_encoder
 from forgellm.data.chat.worker import read_reply, rows_message, start_message
 from forgellm.data.reading.apart import CHILD_ENVIRONMENT
@@ -49,7 +49,7 @@ def encoding(tokenizer: Tokenizer, form: ChatFormat, total_bytes: int) -> Iterat
     encoder = row_encoder(tokenizer, form)
 
     def encode_here(rows: list[Any]) -> list[EncodedRow | str]:
-        return [encode_row(encoder, row) for row in rows]
+        return encode_rows(encoder, rows)
 
     num_workers = min(num_cores(), _MAX_WORKERS)
     if total_bytes < _WORTH_BYTES or num_workers < 2:
@@ -125,7 +125,7 @@ def _process() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=known | {"TOKENIZERS_PARALLELISM": "false"},
+        env=known | {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"},
         start_new_session=True,  # Ctrl-C is for the one who asked
     )
 

@@ -15,7 +15,6 @@ from forgellm.data.chat.encoding import ChatFormat, Entry, RowEncoder
 from forgellm.data.chat.files import ROW_READERS
 from forgellm.data.chat.packing import packed_conversations
 from forgellm.data.chat.pairs import row_encoder
-from forgellm.data.chat.rows import RowRefused
 from forgellm.data.documents import DatasetFile, ReadReport, dataset_files
 from forgellm.data.preview import Part, Preview, Previewed, parts_of
 from forgellm.data.reading.reader import Unreadable, reason_of
@@ -77,25 +76,24 @@ class _Sample:
             if len(self.found) == _MAX_ROWS or len(self.skipped) >= _MAX_SKIPPED:
                 self.is_complete = False
                 return
-            try:
-                entry = self.encoder.encode(row)
-            except RowRefused as error:
-                self.skipped.append(f"{source}: {error}")
+            (found,) = self.encoder.encode([row])
+            if isinstance(found, str):
+                self.skipped.append(f"{source}: {found}")
                 continue
-            self.found.append(entry)
+            self.found.append(found)
             self.sources.append(source)
 
     def documents(self) -> list[Previewed]:
         return [
-            Previewed(source, entry.text_bytes, len(entry.tokens.ids))
+            Previewed(source, entry.text_bytes, len(entry.tokens.trained))
             for source, entry in zip(self.sources, self.found, strict=True)
         ]
 
     def store(self, in_pairs: bool) -> TokenStore:
         """What `chat_store` would make of these rows, in memory."""
-        ids = [token for entry in self.found for token in entry.tokens.ids]
-        trained = [mark for entry in self.found for mark in entry.tokens.trained]
-        offsets = np.cumsum([0, *(len(e.tokens.ids) for e in self.found)], dtype=np.int64)
+        ids = b"".join(entry.tokens.ids for entry in self.found)
+        trained = b"".join(entry.tokens.trained for entry in self.found)
+        offsets = np.cumsum([0, *(len(e.tokens.trained) for e in self.found)], dtype=np.int64)
         hashes = b"".join(
             hashlib.blake2b(entry.key, digest_size=HASH_BYTES).digest() for entry in self.found
         )
@@ -103,11 +101,11 @@ class _Sample:
         return TokenStore(
             key="",
             fingerprint="",
-            tokens=np.array(ids, dtype=np.uint32),
+            tokens=np.frombuffer(ids, dtype="<u4"),
             offsets=offsets,
             hashes=np.frombuffer(hashes, dtype=np.uint8).reshape(-1, HASH_BYTES),
             report=ReadReport(),
-            trained=np.array(trained, dtype=np.uint8),
+            trained=np.frombuffer(trained, dtype=np.uint8),
             rejected=offsets[:-1] + np.array(borders, dtype=np.int64) if in_pairs else None,
         )
 

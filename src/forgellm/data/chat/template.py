@@ -35,23 +35,53 @@ class TemplateRefused(Exception):
     """The template is broken, does not take this conversation, or takes too much; in its words."""
 
 
-class Piece(NamedTuple):
-    """A stretch of a rendered conversation.
+class Slot(NamedTuple):
+    """Where text number `text_number` of a conversation goes, which is turn number `turn`'s, stripped
+    as the template strips it."""
 
-    Attributes:
-        turn: whose text it is, by the turn's number; None for the template's own words.
-    """
+    text_number: int
+    turn: int
+    is_stripped_left: bool
+    is_stripped_right: bool
 
-    text: str
-    turn: int | None
+    def text(self, texts: Sequence[str]) -> str:
+        text = texts[self.text_number]
+        text = text.lstrip() if self.is_stripped_left else text
+        return text.rstrip() if self.is_stripped_right else text
+
+
+Part = str | Slot
+"""Of a rendered conversation: the template's own words, or where a turn's go."""
+Shape = tuple[tuple[tuple[str, Any], ...], ...]
+"""Turns without their texts, which conversations that differ in nothing else have in common."""
+_TEXT = object()
+
+
+def shape_of(turns: Sequence[Turn]) -> tuple[Shape, list[str]]:
+    """The turns' shape and their texts."""
+    shape, texts = [], []
+    for turn in turns:
+        fields = []
+        for name, value in turn.items():
+            if name in _MARKED and isinstance(value, str) and value:
+                texts.append(value)
+                value = _TEXT
+            fields.append((name, value))
+        shape.append(tuple(fields))
+    return tuple(shape), texts
 
 
 class ChatTemplate:
-    """Raises TemplateRefused if the source is broken."""
+    """Raises TemplateRefused if the source is broken.
+
+    Attributes:
+        is_timeless: whether it renders the same at any time.
+    """
 
     def __init__(self, tokenizer: Tokenizer, source: str) -> None:
         self._tokenizer = tokenizer
         self._template = _compiled(source)
+        self.is_timeless = "strftime_now" not in source
 
     def render(
         self, turns: Sequence[Turn], *, for_answer: bool, tools: list[Any] | None = None
@@ -81,40 +111,57 @@ class ChatTemplate:
             _deadline.reset(deadline)
         return "".join(parts)
 
-    def pieces(
-        self, turns: Sequence[Turn], *, for_answer: bool, tools: list[Any] | None = None
-    ) -> list[Piece]:
-        """As `render`, cut where the turns' own text begins and ends. Raises TemplateRefused.
+    def parts(
+        self, shape: Shape, *, for_answer: bool, tools: list[Any] | None = None
+    ) -> list[Part]:
+        """What `render` makes of conversations of this shape. Raises TemplateRefused.
 
-        Unguessable placeholders are rendered in the text's place. Each stands between tabs: where
+        Unguessable placeholders are rendered in the texts' places. Each stands between tabs: where
         the template strips a text, the tabs are gone, and the text is stripped on the same side.
         """
         key = secrets.token_hex(16)
-        texts: list[tuple[int, str]] = []
-        marked = [dict(turn) for turn in turns]
-        for number, turn in enumerate(marked):
-            for name in _MARKED:
-                if isinstance(turn.get(name), str) and turn[name]:
-                    texts.append((number, turn[name]))
-                    turn[name] = f"\t{key}x{len(texts) - 1}x\t"
-        rendered = self.render(marked, for_answer=for_answer, tools=tools)
-        return list(_pieces(rendered, key, texts))
+        turn_of: list[int] = []
+        turns: list[Turn] = []
+        for number, fields in enumerate(shape):
+            turn = dict(fields)
+            for name, value in fields:
+                if value is _TEXT:
+                    turn[name] = f"\t{key}x{len(turn_of)}x\t"
+                    turn_of.append(number)
+            turns.append(turn)
+        return list(_parts(self.render(turns, for_answer=for_answer, tools=tools), key, turn_of))
 
-    def ids(self, pieces: Sequence[Piece]) -> list[int]:
-        """Token ids: the template's words may be control tokens, the turns' text may not.
+    def runs(self, parts: Sequence[Part], texts: Sequence[str]) -> Iterator[tuple[str, bool]]:
+        """Text to be encoded together, and whether control tokens may be in it: the template's
+        words may be some, the turns' text may not.
 
-        Text without control tokens is read together with what is around it, as a model meets it.
+        Text that spells none is read together with what is around it, as a model meets it.
         """
-        ids: list[int] = []
         together = ""
-        for piece in pieces:
-            if piece.turn is None or not self.spells_control_tokens(piece.text):
-                together += piece.text
+        for part in parts:
+            if isinstance(part, str):
+                together += part
                 continue
-            ids += self._tokenizer.encode_template(together)
-            ids += self._tokenizer.encode(piece.text)
+            text = part.text(texts)
+            if not self.spells_control_tokens(text):
+                together += text
+                continue
+            yield together, True
+            yield text, False
             together = ""
-        return ids + self._tokenizer.encode_template(together)
+        yield together, True
+
+    def ids(
+        self, turns: Sequence[Turn], *, for_answer: bool, tools: list[Any] | None = None
+    ) -> list[int]:
+        """Token ids of all `runs` of the turns. Raises TemplateRefused."""
+        shape, texts = shape_of(turns)
+        ids: list[int] = []
+        parts = self.parts(shape, for_answer=for_answer, tools=tools)
+        for text, with_controls in self.runs(parts, texts):
+            encode = self._tokenizer.encode_template if with_controls else self._tokenizer.encode
+            ids += encode(text)
+        return ids
 
     def spells_control_tokens(self, text: str) -> bool:
         return self._tokenizer.spells_control_tokens(text)
@@ -130,22 +177,18 @@ def without_system_turns(turns: Sequence[Turn]) -> list[Turn]:
     return rest
 
 
-def _pieces(rendered: str, key: str, texts: list[tuple[int, str]]) -> Iterator[Piece]:
+def _parts(rendered: str, key: str, turn_of: list[int]) -> Iterator[Part]:
     position = 0
     for found in _PLACEHOLDER.finditer(rendered):
         before, name, number, after = found.groups()
         if name != key:
             continue
         if found.start() > position:
-            yield Piece(rendered[position : found.start()], None)
+            yield rendered[position : found.start()]
         position = found.end()
-        turn, text = texts[int(number)]
-        text = text if before else text.lstrip()
-        text = text if after else text.rstrip()
-        if text:
-            yield Piece(text, turn)
+        yield Slot(int(number), turn_of[int(number)], not before, not after)
     if position < len(rendered):
-        yield Piece(rendered[position:], None)
+        yield rendered[position:]
 
 
 # What a template can raise: its own errors, and Python's where it computes with the wrong types.

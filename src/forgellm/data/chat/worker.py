@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import orjson
 
-from forgellm.data.chat.encoding import ChatFormat, EncodedRow, RowEncoder, encode_row
+from forgellm.data.chat.encoding import ChatFormat, EncodedRow, RowEncoder, encode_rows
 from forgellm.data.chat.pairs import row_encoder
 from forgellm.data.tokenizer import Tokenizer
 
@@ -59,8 +59,7 @@ def main() -> None:
 def _reply(encoder: RowEncoder, rows: list[Any]) -> bytes:
     facts: list[Any] = []
     data = bytearray()
-    for row in rows:
-        found = encode_row(encoder, row)
+    for found in encode_rows(encoder, rows):
         if isinstance(found, str):
             facts.append(found)
             continue

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from forgellm.data.bulk_encoder import TOKEN_BYTES
 from forgellm.data.chat.format import chat_format
 from forgellm.data.chat.store import chat_store
 from forgellm.data.chat.template import TemplateRefused
@@ -187,5 +188,6 @@ def _counted(items: Iterable[Item], tokenizer: Tokenizer | None) -> Iterator[tup
 
 def _num_tokens(batch: list[Item], tokenizer: Tokenizer) -> list[int]:
     pieces = [list(split_text(i.text, _PIECE_CHARACTERS, tokenizer.encode)) for i in batch]
-    lengths = iter([len(ids) for ids in tokenizer.encode_batch([p for one in pieces for p in one])])
+    encoded = tokenizer.encode_batch([part for one in pieces for part in one])
+    lengths = iter([len(ids) // TOKEN_BYTES for ids in encoded])
     return [sum(next(lengths) for _ in one) for one in pieces]
