@@ -1,5 +1,6 @@
 """A step that adds one token to each of some answers, as calls prepared once for each number of
-answers: products in torch, and what lies between them in C (passes/decoding.c).
+answers: products in AMX tiles (passes/products.c) or else in torch, and what lies between them in C
+(passes/decoding.c).
 
 Letters: n answers, N columns of products, D hidden size, H heads, K key heads, d head size.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from forgellm.engines.torch.cache import KeyValueCache
 from forgellm.engines.torch.passes.compiler import C_TYPES, library, set_signatures
+from forgellm.engines.torch.passes.tiles import tile_product
 from forgellm.engines.torch.projection import Norm
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class _Plan:
         self.places = torch.empty(n, 3, dtype=torch.int64)
         self._normed = torch.zeros(self._columns, hidden, dtype=head.dtype)
         self._attended = self._normed.new_zeros(self._columns, heads * self._width)
+        widest = max(product.weight.shape[1] for block in blocks for product in block.products)
+        self._pairs = torch.zeros(widest // 2, self._columns, dtype=torch.int32)
         added = None
         for layer, block in enumerate(blocks):
             self._add_norm(added, block.parts.input_norm)
@@ -64,14 +68,32 @@ class _Plan:
             inner = self._swiglu(self._product("gate_up", block.gate_up, self._normed.mT))
             added = self._product("added", block.down, inner)
         self._add_norm(added, norm)
-        self.found = self._room("logits", len(head))
-        self.calls.append(partial(torch.mm, head, self._normed.mT, out=self.found))
+        self.found = self._matmul("logits", head, self._normed.mT)
 
     def _product(self, name: str, of: Product, given: Tensor) -> Tensor:
-        out = self._room(name, len(of.weight))
-        self.calls.append(partial(torch.mm, of.weight, given, out=out))
+        out = self._matmul(name, of.weight, given)
         if of.bias is not None:
             self.calls.append(partial(out.add_, of.bias[:, None]))
+        return out
+
+    def _matmul(self, name: str, weight: Tensor, given: Tensor) -> Tensor:
+        out = self._room(name, len(weight))
+        in_tiles = tile_product(weight)
+        if in_tiles is None:
+            self.calls.append(partial(torch.mm, weight, given, out=out))
+            return out
+        is_turned = given.is_contiguous()
+        self._call(
+            in_tiles,
+            self._at(weight),
+            *weight.shape,
+            self._at(given if is_turned else given.mT),
+            is_turned,
+            self._at(self._pairs),
+            self._at(out),
+            self._n,
+            self._columns,
+        )
         return out
 
     def _add_norm(self, added: Tensor | None, norm: Norm) -> None:
@@ -119,7 +141,7 @@ class _Plan:
         return self._rooms[name]
 
     def _at(self, x: Tensor) -> int:
-        assert x.is_contiguous() and x.dtype in (self._normed.dtype, torch.float32, torch.int64)
+        assert x.is_contiguous()
         self._held.append(x)
         return x.data_ptr()
 

@@ -8,16 +8,14 @@
  * 2k + 1 of column n. `pairs_across` makes pairs of neighbours in a row (of head size: K^T from K),
  * `pairs_down` of two rows (of tokens: K from K). Tokens are filled up to a multiple of 32 by zeros.
  */
-#include <immintrin.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "numbers.h"
+#include "tiles.h"
 
 #define BLOCK 32 /* queries, and the step in which keys are filled up */
 
@@ -36,26 +34,6 @@ typedef struct {
 } shape;
 
 /* --- tiles -------------------------------------------------------------------------------------- */
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-} __attribute__((aligned(64))) tile_config;
-
-/* Whether this process may use tiles. */
-int may_use_tiles(void) {
-    const int request_permission = 0x1023, tile_data = 18;
-    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-}
-
-/* All eight tiles 16 rows of 64 bytes; what was set before is to be set again, for it is oneDNN's. */
-static void use_whole_tiles(tile_config *before) {
-    tile_config whole = {.palette = 1};
-    for (int i = 0; i < 8; i++) whole.bytes[i] = 64, whole.rows[i] = 16;
-    _tile_storeconfig(before);
-    _tile_loadconfig(&whole);
-}
 
 /* C [32, 32 * n] (+)= A [32, k] B, in steps of 32 columns; distances in elements of each. */
 static void multiply(const bf16 *a, size ld_a, const uint32_t *b, size ld_b, float *c, size ld_c,

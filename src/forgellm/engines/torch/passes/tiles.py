@@ -1,22 +1,25 @@
-"""Attention in the bfloat16 tiles of Intel's AMX (attention.c), where processor and compiler have them."""
+"""What is computed in the bfloat16 tiles of Intel's AMX, where processor and compiler have them:
+attention (attention.c), and the products of a step of answers (products.c)."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from forgellm import hardware
-from forgellm.engines.torch.passes.compiler import library
+from forgellm.engines.torch.passes.compiler import library, set_signatures
 
-_SOURCE = Path(__file__).with_name("attention.c")
-_STEP = 32  # of head size
+_ROWS, _STEP = 16, 32  # of a tile
 _MOST = 256
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_ssize_t
+_SIGNATURES = {
+    "step_product": [_POINTER, *[_SIZE] * 2, _POINTER, _SIZE, *[_POINTER] * 2, *[_SIZE] * 2]
+}
 
 Segments = Sequence[tuple[int, int, int]]
 
@@ -70,18 +73,35 @@ class TileAttention:
 
 
 @functools.cache
-def _compiled() -> TileAttention | None:
+def _compiled(source: str) -> ctypes.CDLL | None:
     if not {"amx_tile", "amx_bf16"} <= hardware.cpu_flags():
         return None
-    compiled = library(_SOURCE, flags=("-mamx-tile", "-mamx-bf16", "-lm"))
-    return TileAttention(compiled) if compiled is not None and compiled.may_use_tiles() else None
+    flags = ("-mamx-tile", "-mamx-bf16", "-lm")
+    compiled = library(Path(__file__).with_name(source), flags)
+    return compiled if compiled is not None and compiled.may_use_tiles() else None
 
 
 def tile_attention(q: Tensor, v: Tensor) -> TileAttention | None:
     """None where this machine, or these tensors' type or head size, have no tiles."""
     size = q.shape[-1]
     fits = size == v.shape[-1] and size % _STEP == 0 and size <= _MOST
-    return _compiled() if fits and q.dtype == torch.bfloat16 else None
+    if not fits or q.dtype != torch.bfloat16:
+        return None
+    compiled = _compiled("attention.c")
+    return None if compiled is None else TileAttention(compiled)
+
+
+def tile_product(weight: Tensor) -> Callable[..., None] | None:
+    """`step_product` of products.c for a weight [out, in]; None where it has no tiles."""
+    fits = weight.shape[0] % _ROWS == 0 and weight.shape[1] % _STEP == 0
+    if not fits or weight.dtype != torch.bfloat16 or not weight.is_contiguous():
+        return None
+    compiled = _compiled("products.c")
+    if compiled is None:
+        return None
+    set_signatures(compiled, _SIGNATURES)
+    product: Callable[..., None] = compiled.step_product
+    return product
 
 
 def _view(x: Tensor) -> _View:
