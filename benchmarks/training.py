@@ -4,14 +4,14 @@
 
 MODEL_FOLDER is a model in Hugging Face layout. Every contender trains on the same tokens in the same
 order, in a process of its own, in turn: LoRA rank 8 on all linear layers, or all weights. The first
-step warms up. Rates count real tokens, not padding. Memory is the process's resident peak. "First
+two steps warm up, since in the second memory still grows. Rates count real tokens, not padding. Memory is the process's resident peak. "First
 step" is the time from the start of the process to the end of the first update. "Loss" is the greatest
 difference of any step's loss from ours; for conversations, which share steps in different ways,
 of the mean over all learned tokens.
 
 TRL runs with its defaults (bfloat16, gradient checkpointing) and, for conversations, with packing; HF
 Trainer in bfloat16. Where the processor has no AMX, a step in bfloat16 may take minutes: there TRL's
-default runs once and for two steps only, and the peers run in float32 as well, TRL with and without
+default runs once and for three steps only, and the peers run in float32 as well, TRL with and without
 checkpointing.
 """
 
@@ -43,6 +43,7 @@ from rounds import (
 from training_work import ALPHA, RANK, WORKS, Work, conversations_of, read_work, write_work
 
 OURS = "ForgeLLM"
+WARM_UP = 2
 COLUMNS = [
     Column("rate", "tok/s", "{:.0f}", spread=True, ratio="more"),
     Column("cpu_rate", "tok per CPU s", "{:.0f}"),
@@ -73,10 +74,10 @@ class StepLog:
         self.first_step_seconds = self.first_step_seconds or seconds_since_start()
 
     def figures(self) -> Figures:
-        tokens = sum(self.tokens[1:])
+        tokens = sum(self.tokens[WARM_UP:])
         return {
-            "rate": tokens / sum(self.seconds[1:]),
-            "cpu_rate": tokens / sum(self.cpu_seconds[1:]),
+            "rate": tokens / sum(self.seconds[WARM_UP:]),
+            "cpu_rate": tokens / sum(self.cpu_seconds[WARM_UP:]),
             "peak_gb": peak_bytes() / 1e9,
             "first_step_seconds": self.first_step_seconds,
             "losses": self.losses,
@@ -279,7 +280,7 @@ def measure(model: Path, work_name: str, contenders: list[str], rounds: int, ste
         write_work(model, work, steps, file)
 
         def run(name: str) -> Figures:
-            count = 2 if name in quick else steps
+            count = WARM_UP + 1 if name in quick else steps
             arguments = [str(model), "--contender", work_name, name, str(file), str(count)]
             own = {} if name == OURS else {"python": peer_python()}
             return run_contender(arguments, **own)
@@ -316,7 +317,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="these peers, beside ours")
-    parser.add_argument("--steps", type=int, default=3, help="the first one warms up")
+    parser.add_argument("--steps", type=int, default=5, help=f"the first {WARM_UP} warm up")
     parser.add_argument("--contender", nargs=4, help=argparse.SUPPRESS)
     add_rounds(parser)
     args = parser.parse_args()
