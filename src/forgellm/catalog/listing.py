@@ -19,7 +19,7 @@ from forgellm.catalog.facts import model_type_of
 from forgellm.catalog.find import ModelKind, find_snapshot, is_hub_id
 from forgellm.catalog.safety import missing_files
 from forgellm.errors import ForgeError
-from forgellm.file_memory import Signature, is_settled, signature_of
+from forgellm.file_memory import Signature, is_settled, signature, signature_of
 from forgellm.paths import Workspace, hub_cache, iso_utc
 from forgellm.schema.recipe import TRAINING_TYPES
 
@@ -84,26 +84,32 @@ def _describe(kind: ModelKind, name: str, path: str, size_bytes: int) -> ListedM
     return None
 
 
+_Signatures = dict[str, Signature | None]
+"""By path; None for links that lead nowhere."""
+
+
 class _Memory:
     """What was found of each folder, until something in it changes. For several threads."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[int, ListedModel | None]] = {}
+        self._known: dict[str, tuple[_Signatures, ListedModel | None]] = {}
         self._seen: set[str] = set()
 
     def get(self, kind: ModelKind, name: str, folder: str) -> ListedModel | None:
         self._seen.add(folder)
+        known = self._known.get(folder)
+        if known is not None and all(signature(path) == seen for path, seen in known[0].items()):
+            return known[1]
         try:
             contents = _Contents(folder)
         except OSError:  # gone in this moment
             return None
-        known = self._known.get(folder)
-        if known is not None and known[0] == contents.fingerprint:
-            return known[1]
+        # What is said of a run follows from its folders' names, but for the size of its logs.
+        watched = contents.folders | ({} if kind in TRAINING_TYPES else contents.files)
         settled = is_settled(contents.newest)
         model = _describe(kind, name, folder, contents.size_bytes)
         if settled:
-            self._known[folder] = contents.fingerprint, model
+            self._known[folder] = watched, model
         return model
 
     def forget_unseen(self) -> None:
@@ -123,31 +129,33 @@ class _Contents:
     Attributes:
         size_bytes: of all files; a trainer may move some meanwhile.
         newest: the signature with the latest date.
-        fingerprint: another one after a change of any file, or of the folders' lists of names.
+        folders: the folder and those below; `files` is all else, with links to other folders.
     """
 
     def __init__(self, folder: str) -> None:
         self.size_bytes = 0
         self.newest: Signature = (0, 0, 0)
-        self._found: list[tuple[str, Signature]] = []
-        self._add("", signature_of(os.stat(folder)))
+        self.files: _Signatures = {}
+        self.folders: _Signatures = {}
+        self._add(self.folders, folder, signature_of(os.stat(folder)))
         self._walk(folder)
-        self.fingerprint = hash(tuple(self._found))
 
     def _walk(self, folder: str) -> None:
         with os.scandir(folder) as entries:
             for entry in entries:
-                with suppress(OSError):
-                    seen = signature_of(entry.stat())
-                    self._add(entry.path, seen)
-                    if not entry.is_dir():
-                        self.size_bytes += seen[1]
-                    elif not entry.is_symlink():
+                seen = signature(entry.path)
+                is_folder = entry.is_dir()
+                if is_folder and not entry.is_symlink():
+                    self._add(self.folders, entry.path, seen)
+                    with suppress(OSError):
                         self._walk(entry.path)
+                    continue
+                self._add(self.files, entry.path, seen)
+                self.size_bytes += seen[1] if seen and not is_folder else 0
 
-    def _add(self, path: str, seen: Signature) -> None:
-        self._found.append((path, seen))
-        if seen[2] > self.newest[2]:
+    def _add(self, found: _Signatures, path: str, seen: Signature | None) -> None:
+        found[path] = seen
+        if seen and seen[2] > self.newest[2]:
             self.newest = seen
 
 
