@@ -22,7 +22,10 @@ SETTINGS: list[dict[str, object]] = [
     {"batch_size": 2, "fine_tune_type": "full", "dtype": "bfloat16"},
     {"batch_size": 2, "fine_tune_type": "full", "grad_checkpoint": True},
     {"batch_size": 2, "fine_tune_type": "dora"},
+    {"batch_size": 4, "fine_tune_type": "dora", "dtype": "bfloat16"},
     {"batch_size": 4, "dtype": "bfloat16"},
+    {"batch_size": 8, "dtype": "bfloat16"},
+    {"batch_size": 8, "dtype": "bfloat16", "grad_checkpoint": True},
     {"batch_size": 4, "num_layers": 8},
 ]
 COLUMNS = [

@@ -18,8 +18,10 @@ IN_CLOSED_FORM = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 # Calibrated on what `rehearse` measured, see benchmarks/README.md.
 _PROCESS_BYTES = 0.45 * GB
-_LOSS_BYTES = 0.23 * GB  # of a frozen head
-_ALLOCATOR = 1.2  # the C library keeps freed memory in pieces that do not fit
+_GROUP_BYTES = 0.2 * GB  # of a process that talks to others
+_LOSS_BYTES = 0.23 * GB  # of a frozen head; in bfloat16 on a processor none was seen
+# Of activations: the C library keeps freed memory in pieces that do not fit.
+_ALLOCATOR = {"full": 1.2, "dora": 1.2, "lora": 1.0, "lora, grad_checkpoint": 1.75}
 _MARGIN = 1.05
 
 
@@ -129,7 +131,7 @@ def estimate_memory(
         weights=int(whole if offloaded else held + whole),
         optimizer=int(0 if offloaded else optimizer),
         activations=int(activations),
-        process=int(_PROCESS_BYTES + (0 if full else _LOSS_BYTES)),
+        process=int(_process_bytes(recipe, device)),
         loading=int(weights + _PROCESS_BYTES) if is_sharded(recipe) else 0,
         offloaded=int(offloaded),
     )
@@ -140,6 +142,13 @@ def _weight_bytes(facts: ModelFacts, full: bool, device: Device) -> int:
     if facts.quantization:
         return facts.size_bytes
     return facts.num_parameters * (4 if full else device.num_bytes)
+
+
+def _process_bytes(recipe: Recipe, device: Device) -> float:
+    """What a process takes besides, whatever the model."""
+    is_lean = recipe.fine_tune_type == "full" or (device.kind == "cpu" and device.num_bytes == 2)
+    group = _GROUP_BYTES if recipe.num_processes > 1 else 0
+    return _PROCESS_BYTES + group + (0 if is_lean else _LOSS_BYTES)
 
 
 def _gathered_bytes(facts: ModelFacts, full: bool, device: Device) -> float:
@@ -167,12 +176,13 @@ def _bytes_per_token(facts: ModelFacts, recipe: Recipe, device: Device) -> tuple
         residual = 4 if full else size
         low = 0 if full else 7 * recipe.lora_rank
         block = 2 * s.hidden * residual + size * (2 * (s.heads + s.kv_heads + s.mlp) + low)
-        slack = _ALLOCATOR
+        again = ", grad_checkpoint" if recipe.grad_checkpoint else ""
+        slack = _ALLOCATOR["full" if full else f"lora{again}"]
     else:
-        block = size * (7 * s.hidden + 3 * (s.heads + s.kv_heads) + 4 * s.mlp)
+        block, slack = size * (7 * s.hidden + 3 * (s.heads + s.kv_heads) + 4 * s.mlp), 1.0
         if recipe.fine_tune_type == "dora":  # what each layer gives before its magnitude
             block += size * (s.heads + 2 * s.kv_heads + 2 * s.hidden + 2 * s.mlp)
-        slack = 1.0
+            slack = _ALLOCATOR["dora"]
     layers = min(s.layers, recipe.num_layers or s.layers)
     kept = layers * s.hidden * residual + block if recipe.grad_checkpoint else layers * block
     return kept * slack, at_once * slack
