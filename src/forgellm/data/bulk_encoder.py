@@ -45,7 +45,7 @@ class BulkEncoder:
         """For each text its ids, TOKEN_BYTES each. No control tokens are added."""
         self._num_characters += sum(map(len, texts))
         if self._num_characters > _WORTH_CHARACTERS and self._fast is not None:
-            with suppress(ValueError):  # its regular expressions have limits
+            with suppress(Exception):  # its regular expressions have limits, for one
                 return _encode_fast(self._fast, texts, with_controls)
         return _encode(self._template() if with_controls else self._plain, texts)
 
@@ -53,7 +53,7 @@ class BulkEncoder:
     def _fast(self) -> fastokens.Tokenizer | None:
         try:
             fast = fastokens.Tokenizer.from_json_str(self._plain.to_str())
-        except ValueError:
+        except Exception:  # whatever it cannot do, tokenizers can
             return None
         added = [token.content for token in self._plain.get_added_tokens_decoder().values()]
         samples = [*_SAMPLES, *(f"a{token}b {token} \n{token}" for token in added)]

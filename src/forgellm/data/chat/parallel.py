@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -46,10 +47,7 @@ Encode = Callable[[Iterator[list[Row]]], Iterator[list[Encoded]]]
 @contextmanager
 def encoding(tokenizer: Tokenizer, form: ChatFormat, total_bytes: int) -> Iterator[Encode]:
     """Raises TemplateRefused if the template is broken."""
-    encoder = row_encoder(tokenizer, form)
-
-    def encode_here(rows: list[Any]) -> list[EncodedRow | str]:
-        return encode_rows(encoder, rows)
+    encode_here = partial(encode_rows, row_encoder(tokenizer, form))
 
     num_workers = min(num_cores(), _MAX_WORKERS)
     if total_bytes < _WORTH_BYTES or num_workers < 2:
