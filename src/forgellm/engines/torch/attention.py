@@ -1,8 +1,9 @@
 """Causal attention inside packed documents, registered with transformers as `"forgellm"`.
 
-Rows hold several documents; `segment_ids` tell them apart. On a CPU each document is computed by
-itself, so no masked scores exist: forward by torch's own kernel, backward in blocks of queries that
-form the probabilities again from the saved log-sum-exp (Dao et al. 2022, arXiv 2205.14135, 3.1).
+Rows hold several documents; `segment_ids` tell them apart. Each is computed by itself, so no masked
+scores exist: on recent GPUs as `gpu_attention` does; on a CPU forward by torch's own kernel, backward
+in blocks of queries that form the probabilities again from the saved log-sum-exp (Dao et al. 2022,
+arXiv 2205.14135, 3.1).
 
 Letters: B rows, H query heads, K key-value heads, G = H / K, T tokens, D head size.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from forgellm.engines.torch.gpu_attention import flash_attention, has_flash_attention
 from forgellm.engines.torch.passes.native import passes_for
 from forgellm.engines.torch.passes.tiles import tile_attention
 
@@ -47,6 +50,18 @@ class PackedLayout:
     def is_seen_whole(self, window: int | None) -> bool:
         """Whether no document is longer than the window."""
         return window is None or all(s.stop - s.start <= window for s in self.segments)
+
+    @cached_property
+    def borders(self) -> Tensor:
+        """[n + 1] int32: the segments' ends, counted through all rows, from 0 on."""
+        width = self.segment_ids.shape[1]
+        ends = [0, *(s.row * width + s.stop for s in self.segments)]
+        return torch.tensor(ends, dtype=torch.int32, device=self.segment_ids.device)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest segment."""
+        return max(s.stop - s.start for s in self.segments)
 
     def dense_mask(self, window: int | None) -> Tensor:
         """[B, 1, T, T] bool, true where a query may attend to a key."""
@@ -194,8 +209,13 @@ def forgellm_attention(  # noqa: PLR0913 (transformers gives the signature)
         out = _softcapped(query, key, value, scale, softcap, packed, sliding_window)
     elif packed is not None and _is_on_cpu(query) and packed.is_seen_whole(sliding_window):
         out = _packed_attention(query, key, value, scale, packed)
+    elif packed is not None and has_flash_attention(query, value):
+        borders, longest = packed.borders, packed.longest
+        return flash_attention(query, key, value, scale, borders, longest, sliding_window), None
     else:
         mask = _mask(query, key, packed, sliding_window)
+        if mask is not None and not _is_on_cpu(query):
+            key, value = _one_for_each(query, key, value)
         causal = mask is None and query.shape[2] > 1
         out = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True
@@ -204,7 +224,13 @@ def forgellm_attention(  # noqa: PLR0913 (transformers gives the signature)
 
 
 def _is_on_cpu(query: Tensor) -> bool:
-    return query.device.type == "cpu"  # GPUs have fused kernels that take a mask
+    return query.device.type == "cpu"
+
+
+def _one_for_each(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values for each query head: GPUs' kernels that take a mask do not share them."""
+    groups = query.shape[1] // key.shape[1]
+    return key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
 
 
 def _mask(
@@ -231,8 +257,7 @@ def _softcapped(
     window: int | None,
 ) -> Tensor:
     """Gemma 2's tanh-capped scores (arXiv 2408.00118), which the fused kernels lack."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    key, value = _one_for_each(query, key, value)
     scores = torch.tanh((query @ key.mT).float() * (scale / softcap)) * softcap
     mask = _mask(query, key, packed, window)
     if mask is None:
