@@ -20,7 +20,6 @@ import argparse
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from rounds import (
     run_contender,
     take_turns,
 )
+from steps import StepLog, callback_of, whole_rows
 
 RANK, ALPHA, WARM_UP = 16, 16, 3
 VOCAB_SIZE = 151_936
@@ -99,18 +99,13 @@ def operations_per_token(folder: Path, work: Work) -> float:
     return float((6 if work.is_full else 4) * weights + attention)
 
 
-class StepLog:
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.losses: list[float] = []
-        self.begin()
-
-    def begin(self) -> None:
-        self._started = time.perf_counter()
-
+class Log(StepLog):
     def end(self) -> None:
-        _wait()
-        self.seconds.append(time.perf_counter() - self._started)
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        super().end()
 
     def figures(self, work: Work) -> Figures:
         import torch
@@ -127,15 +122,7 @@ class StepLog:
         return found
 
 
-def _wait() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def ours(work: Work) -> Figures:
-    from forgellm.data.batches import Batch
     from forgellm.engines.torch.train import TorchTrainEngine
     from forgellm.schema.recipe import Recipe
 
@@ -145,12 +132,10 @@ def ours(work: Work) -> Figures:
         dtype="bfloat16", grad_checkpoint=work.grad_checkpoint, **kind,
     )  # fmt: skip
     engine = TorchTrainEngine(recipe.resolved(), Path(work.model))
-    log = StepLog()
-    for rows in np.split(work.rows().astype(np.int32), work.steps):
-        targets, mask = np.roll(rows, -1, axis=1), np.ones(rows.shape, np.float32)
-        targets[:, -1], mask[:, -1] = 0, 0
+    log = Log()
+    for batch in map(whole_rows, np.split(work.rows(), work.steps)):
         log.begin()
-        engine.step(Batch(rows, targets, mask, np.zeros_like(rows)), 1e-5, update=True)
+        engine.step(batch, 1e-5, update=True)
         log.end()
         log.losses.append(engine.read_metrics().training_loss)
     return log.figures(work)
@@ -195,18 +180,7 @@ def _sft(work: Work, model: Any, lora: Any, settings: dict[str, Any]) -> Figures
     import transformers
     from trl import SFTConfig, SFTTrainer
 
-    log = StepLog()
-
-    class Times(transformers.TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            log.begin()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            log.end()
-
-        def on_log(self, _args: Any, _state: Any, _control: Any, logs: Any, **__: Any) -> None:
-            if "loss" in logs:
-                log.losses.append(float(logs["loss"]))
+    log = Log()
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
@@ -221,7 +195,7 @@ def _sft(work: Work, model: Any, lora: Any, settings: dict[str, Any]) -> Figures
             train_dataset=datasets.Dataset.from_dict({"input_ids": work.rows().tolist()}),
             processing_class=transformers.AutoTokenizer.from_pretrained(work.model),
             peft_config=lora,
-            callbacks=[Times()],
+            callbacks=[callback_of(log)],
         )  # fmt: skip
         trainer.train()
     return log.figures(work)

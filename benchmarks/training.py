@@ -22,7 +22,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from rounds import (
     seconds_since_start,
     take_turns,
 )
+from steps import StepLog, callback_of, whole_rows
 from training_work import ALPHA, RANK, WORKS, Work, conversations_of, read_work, write_work
 
 OURS = "ForgeLLM"
@@ -53,23 +53,22 @@ COLUMNS = [
 ]
 
 
-class StepLog:
-    """Times, tokens and losses of the steps of one contender."""
+class Log(StepLog):
+    """With the steps' tokens and the processor's time."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self.tokens: list[int] = []
         self.learned: list[int] = []
-        self.losses: list[float] = []
         self.first_step_seconds = 0.0
-        self.begin()
+        super().__init__()
 
     def begin(self) -> None:
-        self._started, self._cpu_started = time.perf_counter(), cpu_seconds()
+        super().begin()
+        self._cpu_started = cpu_seconds()
 
     def end(self) -> None:
-        self.seconds.append(time.perf_counter() - self._started)
+        super().end()
         self.cpu_seconds.append(cpu_seconds() - self._cpu_started)
         self.first_step_seconds = self.first_step_seconds or seconds_since_start()
 
@@ -86,7 +85,6 @@ class StepLog:
 
 
 def ours(model: Path, work: Work, arrays: dict[str, Any], steps: int) -> Figures:
-    from forgellm.data.batches import Batch
     from forgellm.engines.torch.train import TorchTrainEngine
     from forgellm.schema.recipe import Recipe
 
@@ -95,8 +93,8 @@ def ours(model: Path, work: Work, arrays: dict[str, Any], steps: int) -> Figures
         model_name="m", dataset="d", lora_rank=RANK, lora_alpha=ALPHA, weight_decay=0.0, **kind
     )
     engine = TorchTrainEngine(recipe.resolved(), model)
-    log = StepLog()
-    for batch in _batches(Batch, work, arrays)[:steps]:
+    log = Log()
+    for batch in _batches(work, arrays)[:steps]:
         log.begin()
         engine.step(batch, work.learning_rate, update=True)
         metrics = engine.read_metrics()
@@ -107,23 +105,19 @@ def ours(model: Path, work: Work, arrays: dict[str, Any], steps: int) -> Figures
     return log.figures()
 
 
-def _batches(kind: Any, work: Work, arrays: dict[str, Any]) -> list[Any]:
+def _batches(work: Work, arrays: dict[str, Any]) -> list[Any]:
     import numpy as np
+
+    from forgellm.data.batches import Batch
 
     if work.in_conversations:
         fields = ("tokens", "targets", "loss_mask", "segment_ids")
         return [
-            kind(*(arrays[f"packed_{name}"][row : row + work.batch_size] for name in fields))
+            Batch(*(arrays[f"packed_{name}"][row : row + work.batch_size] for name in fields))
             for row in range(0, len(arrays["packed_tokens"]), work.batch_size)
         ]
-    batches = []
-    for rows in np.split(
-        arrays["tokens"].astype(np.int32), len(arrays["tokens"]) // work.batch_size
-    ):
-        targets, mask = np.roll(rows, -1, axis=1), np.ones(rows.shape, np.float32)
-        targets[:, -1], mask[:, -1] = 0, 0
-        batches.append(kind(rows, targets, mask, np.zeros_like(rows)))
-    return batches
+    tokens = arrays["tokens"]
+    return [whole_rows(rows) for rows in np.split(tokens, len(tokens) // work.batch_size)]
 
 
 def trl(
@@ -208,7 +202,7 @@ def _logging(trainer: Any) -> Any:
     """A trainer of that kind which counts the tokens that it is given."""
 
     class Logging(trainer):  # type: ignore[misc]
-        step_log = StepLog()
+        step_log = Log()
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             mask = inputs.get("attention_mask")
@@ -221,22 +215,8 @@ def _logging(trainer: Any) -> Any:
 
 
 def _trained(trainer: Any) -> Figures:
-    import transformers
-
-    log: StepLog = trainer.step_log
-
-    class Times(transformers.TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            log.begin()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            log.end()
-
-        def on_log(self, _args: Any, _state: Any, _control: Any, logs: Any, **__: Any) -> None:
-            if "loss" in logs:
-                log.losses.append(float(logs["loss"]))
-
-    trainer.add_callback(Times())
+    log: Log = trainer.step_log
+    trainer.add_callback(callback_of(log))
     trainer.train()
     return log.figures()
 

@@ -21,7 +21,8 @@ _PROCESS_BYTES = 0.45 * GB
 _GROUP_BYTES = 0.2 * GB  # of a process that talks to others
 _LOSS_BYTES = 0.23 * GB  # of a frozen head; in bfloat16 on a processor none was seen
 # Of activations: the C library keeps freed memory in pieces that do not fit.
-_ALLOCATOR = {"full": 1.2, "dora": 1.2, "lora": 1.0, "lora, grad_checkpoint": 1.75}
+_ALLOCATOR = 1.2  # all weights, DoRA
+_ALLOCATOR_LORA = {False: 1.0, True: 1.75}  # by grad_checkpoint
 _MARGIN = 1.05
 
 
@@ -176,13 +177,12 @@ def _bytes_per_token(facts: ModelFacts, recipe: Recipe, device: Device) -> tuple
         residual = 4 if full else size
         low = 0 if full else 7 * recipe.lora_rank
         block = 2 * s.hidden * residual + size * (2 * (s.heads + s.kv_heads + s.mlp) + low)
-        again = ", grad_checkpoint" if recipe.grad_checkpoint else ""
-        slack = _ALLOCATOR["full" if full else f"lora{again}"]
+        slack = _ALLOCATOR if full else _ALLOCATOR_LORA[recipe.grad_checkpoint]
     else:
         block, slack = size * (7 * s.hidden + 3 * (s.heads + s.kv_heads) + 4 * s.mlp), 1.0
         if recipe.fine_tune_type == "dora":  # what each layer gives before its magnitude
             block += size * (s.heads + 2 * s.kv_heads + 2 * s.hidden + 2 * s.mlp)
-            slack = _ALLOCATOR["dora"]
+            slack = _ALLOCATOR
     layers = min(s.layers, recipe.num_layers or s.layers)
     kept = layers * s.hidden * residual + block if recipe.grad_checkpoint else layers * block
     return kept * slack, at_once * slack

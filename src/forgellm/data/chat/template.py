@@ -151,14 +151,11 @@ class ChatTemplate:
             together = ""
         yield together, True
 
-    def ids(
-        self, turns: Sequence[Turn], *, for_answer: bool, tools: list[Any] | None = None
-    ) -> list[int]:
+    def ids(self, turns: Sequence[Turn], *, for_answer: bool) -> list[int]:
         """Token ids of all `runs` of the turns. Raises TemplateRefused."""
         shape, texts = shape_of(turns)
         ids: list[int] = []
-        parts = self.parts(shape, for_answer=for_answer, tools=tools)
-        for text, with_controls in self.runs(parts, texts):
+        for text, with_controls in self.runs(self.parts(shape, for_answer=for_answer), texts):
             encode = self._tokenizer.encode_template if with_controls else self._tokenizer.encode
             ids += encode(text)
         return ids

@@ -72,7 +72,6 @@ class TileAttention:
         )
 
 
-@functools.cache
 def _compiled(source: str) -> ctypes.CDLL | None:
     if not {"amx_tile", "amx_bf16"} <= hardware.cpu_flags():
         return None
@@ -81,27 +80,34 @@ def _compiled(source: str) -> ctypes.CDLL | None:
     return compiled if compiled is not None and compiled.may_use_tiles() else None
 
 
-def tile_attention(q: Tensor, v: Tensor) -> TileAttention | None:
-    """None where this machine, or these tensors' type or head size, have no tiles."""
-    size = q.shape[-1]
-    fits = size == v.shape[-1] and size % _STEP == 0 and size <= _MOST
-    if not fits or q.dtype != torch.bfloat16:
-        return None
+@functools.cache
+def _attention() -> TileAttention | None:
     compiled = _compiled("attention.c")
     return None if compiled is None else TileAttention(compiled)
 
 
-def tile_product(weight: Tensor) -> Callable[..., None] | None:
-    """`step_product` of products.c for a weight [out, in]; None where it has no tiles."""
-    fits = weight.shape[0] % _ROWS == 0 and weight.shape[1] % _STEP == 0
-    if not fits or weight.dtype != torch.bfloat16 or not weight.is_contiguous():
-        return None
+@functools.cache
+def _product() -> Callable[..., None] | None:
     compiled = _compiled("products.c")
     if compiled is None:
         return None
     set_signatures(compiled, _SIGNATURES)
     product: Callable[..., None] = compiled.step_product
     return product
+
+
+def tile_attention(q: Tensor, v: Tensor) -> TileAttention | None:
+    """None where this machine, or these tensors' type or head size, have no tiles."""
+    size = q.shape[-1]
+    fits = size == v.shape[-1] and size % _STEP == 0 and size <= _MOST
+    return _attention() if fits and q.dtype == torch.bfloat16 else None
+
+
+def tile_product(weight: Tensor) -> Callable[..., None] | None:
+    """`step_product` of products.c for a weight [out, in]; None where it has no tiles."""
+    fits = weight.shape[0] % _ROWS == 0 and weight.shape[1] % _STEP == 0
+    is_whole = weight.dtype == torch.bfloat16 and weight.is_contiguous()
+    return _product() if fits and is_whole else None
 
 
 def _view(x: Tensor) -> _View:
