@@ -123,7 +123,8 @@ def test_rows_shared_out_over_threads_train_as_rows_in_one(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_was_copied_of_a_file_counts_no_longer(tmp_path: Path) -> None:
-    folder = build_tiny_model(tmp_path / "m", num_hidden_layers=8)
+    # Large: each look at a weight that was not copied brings 64 kB with it.
+    folder = build_tiny_model(tmp_path / "m", intermediate_size=8192)
     recipe = Recipe(model_name="m", dataset="d", dtype="float32")
     engine = TorchTrainEngine(recipe.resolved(), folder)
     resident = is_file = 0

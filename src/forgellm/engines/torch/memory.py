@@ -16,7 +16,11 @@ from torch import nn
 from forgellm.errors import OutOfMemory
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MADV_PAGEOUT = 21
+_MADV_DONTNEED = 4
+# Of a mapping in /proc/self/smaps: where it begins and ends, and its kB that differ from the file.
+_WEIGHT_MAPPINGS = re.compile(
+    r"^([0-9a-f]+)-([0-9a-f]+) .*\.safetensors\n(?:\w+: .*\n)*?Anonymous: +(\d+) kB", re.M
+)
 
 
 @contextlib.contextmanager
@@ -52,10 +56,13 @@ def let_go_of_weight_files() -> None:
     found again in the system's cache. Does nothing where the system is not Linux."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            if line.endswith(".safetensors"):
-                start, stop = (int(end, 16) for end in line.split(" ", 1)[0].split("-"))
-                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_PAGEOUT)
+        for mapping in _WEIGHT_MAPPINGS.finditer(Path("/proc/self/smaps").read_text()):
+            start, stop, num_changed = (
+                int(mapping[i], base) for i, base in ((1, 16), (2, 16), (3, 10))
+            )
+            if not num_changed:  # what was written into the mapping is nowhere else
+                length = ctypes.c_size_t(stop - start)
+                libc.madvise(ctypes.c_void_p(start), length, _MADV_DONTNEED)
 
 
 def reset_peak(device: torch.device) -> None:
