@@ -12,10 +12,10 @@ Letters: B rows, T tokens, N = B * T, D hidden size, H heads or key-value heads,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,29 +33,42 @@ from forgellm.engines.torch.projection import Gradients, Norm, Projection
 
 _PROOF_SEGMENTS = (0, 0, 0, 1, 1, 1, 1, 1)
 _TOLERANCE = 1e-4
+_LAYERS_COPIED = 8  # between two looks at the process's mappings, some 10 ms each
 
 Angles = tuple[Tensor, Tensor]
 
 
+class Joint(Protocol):
+    """Linear layers of one input as one."""
+
+    @property
+    def outputs(self) -> Sequence[slice]: ...
+
+
+Joined = TypeVar("Joined", bound=Joint)
+Layer = TypeVar("Layer")
+
+
 @dataclass(frozen=True)
-class DecoderBlock:
+class DecoderBlock(Generic[Joined]):
     """The parts of a block, read from its module."""
 
     input_norm: Norm
-    qkv: Projection
+    qkv: Joined
     query_norm: Norm | None
     key_norm: Norm | None
-    output: Projection
+    output: Joined
     mlp_norm: Norm
-    gate_up: Projection
-    down: Projection
+    gate_up: Joined
+    down: Joined
     head_size: int
     scale: float
     window: int | None
 
     @classmethod
-    def of(cls, layer: nn.Module) -> DecoderBlock:
-        """Raises AttributeError, TypeError where the module has other parts."""
+    def of(cls, layer: nn.Module, join: Callable[..., Joined]) -> DecoderBlock[Joined]:
+        """`join` makes one of the linear layers of one input. Raises AttributeError, TypeError where
+        the module has other parts."""
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
         if not isinstance(mlp.act_fn, nn.SiLU) and type(mlp.act_fn).__name__ != "SiLUActivation":
@@ -67,13 +80,13 @@ class DecoderBlock:
             raise TypeError("norms of two kinds")
         return cls(
             input_norm=Norm.of(layer.input_layernorm),
-            qkv=Projection(attention.q_proj, attention.k_proj, attention.v_proj),
+            qkv=join(attention.q_proj, attention.k_proj, attention.v_proj),
             query_norm=query_norm,
             key_norm=key_norm,
-            output=Projection(attention.o_proj),
+            output=join(attention.o_proj),
             mlp_norm=Norm.of(layer.post_attention_layernorm),
-            gate_up=Projection(mlp.gate_proj, mlp.up_proj),
-            down=Projection(mlp.down_proj),
+            gate_up=join(mlp.gate_proj, mlp.up_proj),
+            down=join(mlp.down_proj),
             head_size=int(attention.head_dim),
             scale=float(attention.scaling),
             window=getattr(
@@ -81,10 +94,9 @@ class DecoderBlock:
             ),
         )
 
-    def join(self) -> None:
-        for projection in (self.qkv, self.output, self.gate_up, self.down):
-            projection.join()
-        let_go_of_weight_files()
+    @property
+    def joined(self) -> tuple[Joined, ...]:
+        return self.qkv, self.output, self.gate_up, self.down
 
     @property
     def num_heads(self) -> tuple[int, int]:
@@ -132,7 +144,7 @@ class _Block(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        block: DecoderBlock,
+        block: DecoderBlock[Projection],
         angles: Angles,
         layout: PackedLayout,
         dtype: torch.dtype,
@@ -146,7 +158,7 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        b: DecoderBlock
+        b: DecoderBlock[Projection]
         b, angles, layout, dtype = ctx.settings
         x, *kept = ctx.saved_tensors
         qkv, attended, lse, middle, gate_up, *lows = kept or _computed(x, *ctx.settings)[1]
@@ -195,7 +207,11 @@ class _Block(torch.autograd.Function):
 
 
 def _computed(
-    x: Tensor, block: DecoderBlock, angles: Angles, layout: PackedLayout, dtype: torch.dtype
+    x: Tensor,
+    block: DecoderBlock[Projection],
+    angles: Angles,
+    layout: PackedLayout,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, list[Any]]:
     """A block's output, and what its backward pass needs besides x."""
     b, rows, shape, passes = block, len(x), x.shape, passes_for(x.dtype, dtype)
@@ -220,12 +236,21 @@ def _computed(
     return out.view(shape), [qkv, attended, lse, middle, gate_up, *lows]
 
 
-def _by_head(x: Tensor, block: DecoderBlock, rows: int) -> Tensor:
+def _by_head(x: Tensor, block: DecoderBlock[Projection], rows: int) -> Tensor:
     """A view [B, H, T, d] of [N, H * d]."""
     return x.view(rows, len(x) // rows, -1, block.head_size).transpose(1, 2)
 
 
 _apply: Callable[..., Tensor] = _Block.apply
+
+
+def letting_go(layers: Iterable[Layer]) -> Iterator[Layer]:
+    """`layers` in turn, while what is copied of weight files stops counting as memory."""
+    for number, layer in enumerate(layers, 1):
+        yield layer
+        if number % _LAYERS_COPIED == 0:
+            let_go_of_weight_files()
+    let_go_of_weight_files()
 
 
 def use_closed_forms(model: Any) -> int:
@@ -234,10 +259,11 @@ def use_closed_forms(model: Any) -> int:
     decoder = model.get_decoder()
     blocks = getattr(decoder, "layers", ())
     count = 0
-    for layer in blocks:
+    for layer in letting_go(blocks):
         try:
-            block = DecoderBlock.of(layer)
-            block.join()
+            block = DecoderBlock.of(layer, Projection)
+            for projection in block.joined:
+                projection.join()
             own = layer.forward
             trained = [p for p in layer.parameters() if p.requires_grad]
             closed = partial(_forward, layer, own, block, trained)
@@ -253,7 +279,7 @@ def use_closed_forms(model: Any) -> int:
 def _forward(
     layer: Any,
     own: Callable[..., Any],
-    block: DecoderBlock,
+    block: DecoderBlock[Projection],
     trained: list[nn.Parameter],
     hidden_states: Tensor,
     *args: Any,
@@ -286,7 +312,10 @@ def _forward(
 
 
 def _agree(
-    own: Callable[..., Any], closed: Callable[..., Any], decoder: Any, block: DecoderBlock
+    own: Callable[..., Any],
+    closed: Callable[..., Any],
+    decoder: Any,
+    block: DecoderBlock[Projection],
 ) -> bool:
     """Whether both say the same of a few random vectors, in two packed documents."""
     weight = block.input_norm.weight

@@ -11,18 +11,21 @@ import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from forgellm.engines.torch.block import DecoderBlock
 from forgellm.engines.torch.cache import KeyValueCache
+from forgellm.engines.torch.passes.affine import packed_product
 from forgellm.engines.torch.passes.compiler import C_TYPES, library, set_signatures
 from forgellm.engines.torch.passes.tiles import tile_product
+from forgellm.engines.torch.product import Product
 from forgellm.engines.torch.projection import Norm
+from forgellm.engines.torch.quantised import AffineWeight
 
-if TYPE_CHECKING:
-    from forgellm.engines.torch.straight import Product, StraightBlock
+Blocks = Sequence[DecoderBlock[Product]]
 
 _SOURCE = Path(__file__).parent / "passes" / "decoding.c"
 _MOST_QUERIES = (
@@ -41,59 +44,54 @@ class _Plan:
     share."""
 
     def __init__(
-        self, c: Any, blocks: Sequence[StraightBlock], norm: Norm, head: Tensor, n: int
+        self, c: Any, blocks: Blocks, norm: Norm, head: Product, multiple: int, n: int
     ) -> None:
         first = blocks[0]
-        self._c, self._n, self._columns = c, n, n + -n % first.multiple
-        (heads, keys), self._width = first.num_heads, first.parts.head_size
+        self._c, self._n, self._columns = c, n, n + -n % multiple
+        (heads, keys), self._width = first.num_heads, first.head_size
         self._heads = keys, heads // keys
-        hidden = head.shape[1]
+        hidden = head.weight.shape[1]
         self._held: list[Tensor] = []  # by nothing but their addresses otherwise
         self._rooms: dict[str, Tensor] = {}
         self.calls: list[Callable[[], Any]] = []
         self.x = torch.empty(n, hidden)
         self.angles = torch.empty(2, n, self._width // 2)
         self.places = torch.empty(n, 3, dtype=torch.int64)
-        self._normed = torch.zeros(self._columns, hidden, dtype=head.dtype)
+        self._normed = torch.zeros(self._columns, hidden, dtype=head.weight.dtype)
         self._attended = self._normed.new_zeros(self._columns, heads * self._width)
-        widest = max(product.weight.shape[1] for block in blocks for product in block.products)
-        self._pairs = torch.zeros(widest // 2, self._columns, dtype=torch.int32)
+        widest = max(product.weight.shape[1] for block in blocks for product in block.joined)
+        # Of what products are called with, as they read it.
+        self._given = torch.zeros(widest, self._columns)
         added = None
         for layer, block in enumerate(blocks):
-            self._add_norm(added, block.parts.input_norm)
-            qkv = self._product("qkv", block.query_key_value, self._normed.mT)
+            self._add_norm(added, block.input_norm)
+            qkv = self._product("qkv", block.qkv, self._normed.mT)
             self._attention(qkv, layer, block)
             added = self._product("added", block.output, self._attended.mT)
-            self._add_norm(added, block.parts.mlp_norm)
+            self._add_norm(added, block.mlp_norm)
             inner = self._swiglu(self._product("gate_up", block.gate_up, self._normed.mT))
             added = self._product("added", block.down, inner)
         self._add_norm(added, norm)
-        self.found = self._matmul("logits", head, self._normed.mT)
+        self.found = self._product("logits", head, self._normed.mT)
 
     def _product(self, name: str, of: Product, given: Tensor) -> Tensor:
-        out = self._matmul(name, of.weight, given)
-        if of.bias is not None:
-            self.calls.append(partial(out.add_, of.bias[:, None]))
-        return out
-
-    def _matmul(self, name: str, weight: Tensor, given: Tensor) -> Tensor:
-        out = self._room(name, len(weight))
-        in_tiles = tile_product(weight)
-        if in_tiles is None:
-            self.calls.append(partial(torch.mm, weight, given, out=out))
-            return out
-        is_turned = given.is_contiguous()
-        self._call(
-            in_tiles,
-            self._at(weight),
-            *weight.shape,
-            self._at(given if is_turned else given.mT),
-            is_turned,
-            self._at(self._pairs),
-            self._at(out),
-            self._n,
-            self._columns,
-        )
+        out = self._room(name, of.weight.shape[0])
+        multiply = _multiply(of.weight)
+        if multiply is None:
+            self.calls.append(partial(torch.mm, of.weight, given, out=out))
+        else:
+            is_turned = given.is_contiguous()
+            self._call(
+                multiply,
+                self._at(given if is_turned else given.mT),
+                is_turned,
+                self._at(self._given),
+                self._at(out),
+                self._n,
+                self._columns,
+            )
+        if of.bias is not None or of.added is not None:
+            self.calls.append(partial(of.add_rest, out, given))
         return out
 
     def _add_norm(self, added: Tensor | None, norm: Norm) -> None:
@@ -108,8 +106,8 @@ class _Plan:
             *self.x.shape,
         )
 
-    def _attention(self, qkv: Tensor, layer: int, block: StraightBlock) -> None:
-        norms = block.parts.query_norm, block.parts.key_norm
+    def _attention(self, qkv: Tensor, layer: int, block: DecoderBlock[Product]) -> None:
+        norms = block.query_norm, block.key_norm
         self._call(
             self._c.step_attention,
             self._at(qkv),
@@ -117,7 +115,7 @@ class _Plan:
             *map(self._at, self.angles),
             *(None if norm is None else self._at(norm.floats) for norm in norms),
             0.0 if norms[0] is None else norms[0].epsilon,
-            block.parts.scale,
+            block.scale,
             self._at(self.places),
             layer,
             self._at(self._attended),
@@ -146,10 +144,19 @@ class _Plan:
         return x.data_ptr()
 
 
+def _multiply(weight: Tensor | AffineWeight) -> Callable[..., None] | None:
+    """The product with a weight in C, called with x, whether it is turned, room, the output, n and N;
+    None where torch computes it."""
+    if isinstance(weight, AffineWeight):
+        return packed_product(weight)
+    in_tiles = tile_product(weight)
+    return None if in_tiles is None else partial(in_tiles, weight.data_ptr(), *weight.shape)
+
+
 class CompiledStep:
-    def __init__(self, c: Any, blocks: Sequence[StraightBlock], norm: Norm, head: Tensor) -> None:
+    def __init__(self, c: Any, blocks: Blocks, norm: Norm, head: Product, multiple: int) -> None:
         set_signatures(c, _SIGNATURES)
-        self._plan = partial(_Plan, c, blocks, norm, head)
+        self._plan = partial(_Plan, c, blocks, norm, head, multiple)
         self._plans: dict[int, _Plan] = {}
 
     def __call__(
@@ -172,17 +179,15 @@ class CompiledStep:
         return plan.found
 
 
-def compiled_step(blocks: Sequence[StraightBlock], norm: Norm, head: Tensor) -> CompiledStep | None:
+def compiled_step(blocks: Blocks, norm: Norm, head: Product, multiple: int) -> CompiledStep | None:
     """None where the machine has no compiler, or the model is of another kind or not on its processor."""
-    (heads, keys), width = blocks[0].num_heads, blocks[0].parts.head_size
-    if (
-        head.device.type != "cpu"
-        or head.dtype not in C_TYPES
-        or heads // keys * width > _MOST_QUERIES
-    ):
+    (heads, keys), width = blocks[0].num_heads, blocks[0].head_size
+    dtype, device = head.weight.dtype, head.weight.device
+    if device.type != "cpu" or dtype not in C_TYPES or heads // keys * width > _MOST_QUERIES:
         return None
-    weights = [product.weight for block in blocks for product in block.products]
-    if any(weight.dtype != head.dtype for weight in weights):
+    weights = [head.weight, *(product.weight for block in blocks for product in block.joined)]
+    packed = [weight for weight in weights if isinstance(weight, AffineWeight)]
+    if any(w.dtype != dtype for w in weights) or any(packed_product(w) is None for w in packed):
         return None
-    compiled = library(_SOURCE, (f"-DT={C_TYPES[head.dtype]}", "-lm"))
-    return None if compiled is None else CompiledStep(compiled, blocks, norm, head)
+    compiled = library(_SOURCE, (f"-DT={C_TYPES[dtype]}", "-lm"))
+    return None if compiled is None else CompiledStep(compiled, blocks, norm, head, multiple)

@@ -121,21 +121,23 @@ def _load_quantised(folder: Path, dtype: torch.dtype) -> Any:
 
 
 @dataclass(frozen=True)
-class OutputHead:
-    """The projection to the vocabulary: weight [V, D] and what happens to the logits."""
+class LogitScaling:
+    """What happens to logits after the projection to the vocabulary: Gemma caps them, Granite divides
+    and Cohere multiplies them."""
 
-    weight: Tensor
     softcap: float | None
     logit_scale: float
 
+    def __call__(self, logits: Tensor) -> Tensor:
+        logits = logits * self.logit_scale
+        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
-def output_head(model: Any) -> OutputHead:
-    """Gemma caps its logits, Granite divides and Cohere multiplies them."""
+
+def logit_scaling(model: Any) -> LogitScaling:
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return OutputHead(model.get_output_embeddings().weight, softcap, scale)
+    return LogitScaling(getattr(config, "final_logit_softcapping", None), scale)
 
 
 def final_hidden_states(model: Any, tokens: Tensor, positions: Tensor, **kwargs: Any) -> Tensor:

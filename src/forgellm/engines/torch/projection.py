@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ from forgellm.engines.torch.lora import LoraLinear
 from forgellm.engines.torch.passes.plain import Passes, rms_direction
 
 _TILE_COLUMNS = 32  # of bfloat16: products with other widths are a third slower
+
+
+def in_a_row(sizes: Sequence[int]) -> list[slice]:
+    """Where parts of these sizes stand, one behind the other."""
+    ends = [0, *accumulate(sizes)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 class Gradients:
@@ -53,10 +60,7 @@ class Projection:
         ]
         if any(type(linear) is not nn.Linear for linear in self._linears):
             raise TypeError("not a linear layer")
-        ends = [0]
-        for linear in self._linears:
-            ends.append(ends[-1] + int(linear.out_features))
-        self.outputs = [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+        self.outputs = in_a_row([int(linear.out_features) for linear in self._linears])
         self.in_features = int(self._linears[0].in_features)
         pairs = zip(self.outputs, layers, strict=True)
         self._adapters = [(where, a) for where, a in pairs if isinstance(a, LoraLinear)]
@@ -161,14 +165,20 @@ class Projection:
         self._a = torch.cat([a.lora_a.mT for _, a in self._adapters]).to(self._joint.dtype)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
-        biases = [linear.bias for linear in self._linears]
-        if all(bias is None for bias in biases):
-            return None
-        pairs = zip(biases, self._linears, strict=True)
-        parts = [
-            linear.weight.new_zeros(linear.out_features) if b is None else b for b, linear in pairs
-        ]
-        return torch.cat(parts).to(dtype)
+        found = joint_bias([linear.bias for linear in self._linears], self.outputs)
+        return None if found is None else found.to(dtype)
+
+
+def joint_bias(biases: Sequence[Tensor | None], outputs: Sequence[slice]) -> Tensor | None:
+    """[O] of layers that stand in these places of it, with zeros for those that have none."""
+    given = [bias for bias in biases if bias is not None]
+    if not given:
+        return None
+    joint = given[0].new_zeros(outputs[-1].stop)
+    for where, bias in zip(outputs, biases, strict=True):
+        if bias is not None:
+            joint[where] = bias
+    return joint
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ Letters: N rows (outputs), C columns (inputs), G groups of a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from forgellm.engines.torch.passes.affine import plain_rows
 from forgellm.errors import UnsupportedModel
 
 _CPU_BLOCK = 1_000_000  # numbers made plain at a time: about a core's cache
@@ -42,8 +43,45 @@ class AffineWeight(nn.Module):
         for name, tensor in (("packed", packed), ("scales", scales), ("biases", biases)):
             self.register_buffer(name, tensor, persistent=False)
 
+    @classmethod
+    def joined(cls, weights: Sequence[AffineWeight]) -> AffineWeight:
+        """The rows of several, which become views of it. Raises TypeError where they differ in how
+        they were rounded."""
+        first = weights[0]
+        if any((w.bits, w.scales.shape[1]) != (first.bits, first.scales.shape[1]) for w in weights):
+            raise TypeError("weights rounded in different ways")
+        if len(weights) == 1:
+            return first
+        parts = ("packed", "scales", "biases")
+        words, scales, biases = (torch.cat([getattr(w, part) for w in weights]) for part in parts)
+        joint = cls(words, scales, biases, first.shape[1])
+        for part in parts:
+            views = getattr(joint, part).split([weight.shape[0] for weight in weights])
+            for weight, view in zip(weights, views, strict=True):
+                setattr(weight, part, view)
+        return joint
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That it is computed in."""
+        return self.scales.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.scales.device
+
+    def times(self, x: Tensor) -> Tensor:
+        """W x [N, columns] of x [C, columns]."""
+        out = x.new_empty(self.shape[0], x.shape[1])
+        for which, rows in self.blocks():
+            torch.mm(rows, x, out=out[which])
+        return out
+
     def rows(self, which: Any) -> Tensor:
         """Plain numbers [..., C] of the rows that a slice or a tensor of indices picks."""
+        in_c = plain_rows(self, which) if isinstance(which, slice) else None
+        if in_c is not None:
+            return in_c
         packed, scales, biases = self.packed[which], self.scales[which], self.biases[which]
         if self.bits == 8:
             numbers = packed.to(scales.dtype)

@@ -16,33 +16,33 @@ from forgellm.engines.torch.cross_entropy import (
     linear_cross_entropy,
     target_log_probs,
 )
-from forgellm.engines.torch.load import final_hidden_states, output_head
+from forgellm.engines.torch.load import final_hidden_states, logit_scaling
 from forgellm.errors import UnsupportedModel
 
 
 def loss_sum(model: Any, batch: Batch, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Sum of the counted tokens' cross-entropies in nats: a float32 scalar with a gradient."""
     hidden, targets = _counted(model, batch, device)
-    head = output_head(model)
+    scaling = logit_scaling(model)
     return linear_cross_entropy(
         hidden.to(dtype),
-        head.weight,
+        model.get_output_embeddings().weight,
         targets,
-        softcap=head.softcap,
-        logit_scale=head.logit_scale,
+        softcap=scaling.softcap,
+        logit_scale=scaling.logit_scale,
     )
 
 
 def counted_log_probs(model: Any, batch: Batch, device: torch.device, dtype: torch.dtype) -> Tensor:
     """[N] float32 log-probability of each counted target, row by row, with a gradient."""
     hidden, targets = _counted(model, batch, device)
-    head = output_head(model)
+    scaling = logit_scaling(model)
     return target_log_probs(
         hidden.to(dtype),
-        head.weight,
+        model.get_output_embeddings().weight,
         targets,
-        softcap=head.softcap,
-        logit_scale=head.logit_scale,
+        softcap=scaling.softcap,
+        logit_scale=scaling.logit_scale,
     )
 
 
@@ -76,14 +76,11 @@ def score_text(
     tokens = torch.tensor([ids], device=device)
     positions = torch.arange(len(ids), device=device)[None]
     hidden = final_hidden_states(model, tokens, positions)[0, :-1].to(dtype)
-    head = output_head(model)
-    step = chunk_rows(head.weight, torch.float32)
+    weight, scaled = model.get_output_embeddings().weight.to(dtype), logit_scaling(model)
+    step = chunk_rows(weight, torch.float32)
     found: list[ScoredToken] = []
     for start in range(0, len(hidden), step):
-        logits = (hidden[start : start + step] @ head.weight.to(dtype).mT).float()
-        logits = logits * head.logit_scale
-        if head.softcap is not None:
-            logits = (logits / head.softcap).tanh() * head.softcap
+        logits = scaled((hidden[start : start + step] @ weight.mT).float())
         found += scored_tokens(logits, tokens[0, start + 1 : start + 1 + step], num_top)
     return found
 

@@ -24,29 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgellm.engines.torch.block import DecoderBlock
+from forgellm.engines.torch.block import DecoderBlock, letting_go
 from forgellm.engines.torch.cache import CacheShape, KeyValueCache
 from forgellm.engines.torch.compiled_step import compiled_step
-from forgellm.engines.torch.load import output_head
+from forgellm.engines.torch.load import logit_scaling
 from forgellm.engines.torch.own_code import OwnCode
+from forgellm.engines.torch.product import Product
 from forgellm.engines.torch.projection import Norm
 
 _TILE = 16
 _PROOF_TOKENS = 40
 # Of the greatest logit. In 16 bits either way of computing is that far from the exact result.
 _TOLERANCES = {torch.float32: 1e-4}
-
-
-@dataclass(frozen=True)
-class Product:
-    """W x + bias, [in, N] -> [out, N]."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        out = self.weight @ x
-        return out if self.bias is None else out.add_(self.bias[:, None])
 
 
 def _filled(rows: Tensor, multiple: int) -> Tensor:
@@ -57,46 +46,25 @@ def _filled(rows: Tensor, multiple: int) -> Tensor:
 
 @dataclass(frozen=True)
 class StraightBlock:
-    """A decoder block's products."""
+    """A decoder block, of which each product's tokens are filled up to a multiple."""
 
-    parts: DecoderBlock
-    query_key_value: Product
-    output: Product
-    gate_up: Product
-    down: Product
+    parts: DecoderBlock[Product]
     multiple: int
 
     @classmethod
     def of(cls, layer: nn.Module, multiple: int) -> StraightBlock:
         """Raises AttributeError, TypeError where the module has other parts."""
-        parts = DecoderBlock.of(layer)
+        parts = DecoderBlock.of(layer, Product.of)
         if parts.window is not None:
             raise TypeError("a sliding window")
-        parts.join()
-        return cls(
-            parts=parts,
-            query_key_value=Product(*parts.qkv.plain()),
-            output=Product(*parts.output.plain()),
-            gate_up=Product(*parts.gate_up.plain()),
-            down=Product(*parts.down.plain()),
-            multiple=multiple,
-        )
-
-    @property
-    def num_heads(self) -> tuple[int, int]:
-        """Of queries, and of keys."""
-        return self.parts.num_heads
-
-    @property
-    def products(self) -> tuple[Product, ...]:
-        return self.query_key_value, self.output, self.gate_up, self.down
+        return cls(parts, multiple)
 
     def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Of tokens [n, D] with angles [n, 1, d]: queries [n, H, d], and keys with values
         [n, 2, K, d]."""
         b = self.parts
-        num_queries, num_keys = self.num_heads
-        found = self.query_key_value(_filled(b.input_norm(x), self.multiple))
+        num_queries, num_keys = b.num_heads
+        found = b.qkv(_filled(b.input_norm(x), self.multiple))
         rows = found.mT[: len(x)].contiguous().view(len(x), -1, b.head_size)
         rotated, values = torch.split(rows, [num_queries + num_keys, num_keys], 1)
         if b.query_norm is not None and b.key_norm is not None:
@@ -109,9 +77,9 @@ class StraightBlock:
 
     def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         """The block's output [n, D] from its input and what its heads found [n, H * d]."""
-        x = x + self.output(_filled(attended, self.multiple)).mT[: len(x)]
-        gate, up = self.gate_up(_filled(self.parts.mlp_norm(x), self.multiple)).chunk(2)
-        return x + self.down(F.silu(gate).mul_(up)).mT[: len(x)]
+        x = x + self.parts.output(_filled(attended, self.multiple)).mT[: len(x)]
+        gate, up = self.parts.gate_up(_filled(self.parts.mlp_norm(x), self.multiple)).chunk(2)
+        return x + self.parts.down(F.silu(gate).mul_(up)).mT[: len(x)]
 
 
 class StraightModel:
@@ -120,20 +88,24 @@ class StraightModel:
     def __init__(self, model: Any) -> None:
         """Raises AttributeError, TypeError where the model has other parts."""
         decoder = model.get_decoder()
-        on_cpu = model.device.type == "cpu"
-        self._multiple = _TILE if on_cpu and model.dtype == torch.bfloat16 else 1
-        self._blocks = [StraightBlock.of(layer, self._multiple) for layer in decoder.layers]
-        self._embedding = decoder.embed_tokens
         self._norm = Norm.of(decoder.norm)
+        self.dtype = self._norm.weight.dtype  # adapters have their own
+        on_cpu = model.device.type == "cpu"
+        self._multiple = _TILE if on_cpu and self.dtype == torch.bfloat16 else 1
+        layers = letting_go(decoder.layers)
+        self._blocks = [StraightBlock.of(layer, self._multiple) for layer in layers]
+        self._embedding = decoder.embed_tokens
         self._rotary = decoder.rotary_emb
-        self._head = output_head(model)
-        self._compiled = compiled_step(self._blocks, self._norm, self._head.weight)
+        self._head = Product.of(model.get_output_embeddings())
+        self._scaling = logit_scaling(model)
+        parts = [block.parts for block in self._blocks]
+        self._compiled = compiled_step(parts, self._norm, self._head, self._multiple)
         first = self._blocks[0]
         self._shape = CacheShape(
             num_layers=len(self._blocks),
-            num_heads=first.num_heads[1],
+            num_heads=first.parts.num_heads[1],
             head_size=first.parts.head_size,
-            dtype=model.dtype,
+            dtype=self.dtype,
             device=model.device,
         )
 
@@ -198,15 +170,12 @@ class StraightModel:
 
     def _logits(self, x: Tensor) -> Tensor:
         """[n, V] float32 of rows [n, D]."""
-        found = self._head.weight @ _filled(self._norm(x), self._multiple)
+        found = self._head(_filled(self._norm(x), self._multiple))
         return self._scaled(found.mT[: len(x)])
 
     def _scaled(self, found: Tensor) -> Tensor:
         """As float32, as the model scales them; a copy."""
-        logits = found.float() * self._head.logit_scale
-        if self._head.softcap is not None:
-            logits = (logits / self._head.softcap).tanh() * self._head.softcap
-        return logits
+        return self._scaling(found.float())
 
 
 def straight_model(model: Any) -> StraightModel | None:
@@ -224,7 +193,7 @@ def _agree(straight: StraightModel, own: OwnCode, model: Any) -> bool:
     generator = torch.Generator().manual_seed(0)
     vocab_size = int(model.config.get_text_config().vocab_size)
     ids: list[int] = torch.randint(vocab_size, (_PROOF_TOKENS,), generator=generator).tolist()
-    tolerance = _TOLERANCES.get(model.dtype, 0.1)
+    tolerance = _TOLERANCES.get(straight.dtype, 0.1)
     cache, own_cache = straight.new_cache(), own.new_cache()
     for part in (ids[:7], ids[7:-1], ids[-1:]):
         theirs, ours = own.read(part, own_cache), straight.read(part, cache)

@@ -1,4 +1,5 @@
 /* Numbers as the passes compute with them: bfloat16 is read and written, all else is float. */
+#pragma once
 #include <stddef.h>
 #include <stdint.h>
 

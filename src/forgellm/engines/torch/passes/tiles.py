@@ -72,23 +72,25 @@ class TileAttention:
         )
 
 
-def _compiled(source: str) -> ctypes.CDLL | None:
-    if not {"amx_tile", "amx_bf16"} <= hardware.cpu_flags():
+def tile_library(source: str, kind: str) -> ctypes.CDLL | None:
+    """A file of this folder that computes in tiles of a kind, bf16 or int8; None where the processor,
+    the system or the compiler has none."""
+    if not {"amx_tile", f"amx_{kind}"} <= hardware.cpu_flags():
         return None
-    flags = ("-mamx-tile", "-mamx-bf16", "-lm")
+    flags = ("-mamx-tile", f"-mamx-{kind}", "-lm")
     compiled = library(Path(__file__).with_name(source), flags)
     return compiled if compiled is not None and compiled.may_use_tiles() else None
 
 
 @functools.cache
 def _attention() -> TileAttention | None:
-    compiled = _compiled("attention.c")
+    compiled = tile_library("attention.c", "bf16")
     return None if compiled is None else TileAttention(compiled)
 
 
 @functools.cache
 def _product() -> Callable[..., None] | None:
-    compiled = _compiled("products.c")
+    compiled = tile_library("products.c", "bf16")
     if compiled is None:
         return None
     set_signatures(compiled, _SIGNATURES)
