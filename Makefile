@@ -45,7 +45,8 @@ screenshots: setup  ## pictures of every view of the demo's workspace; needs Chr
 
 bench: setup .venv-bench/.ready  ## ours beside its peers, as tables; hours on two cores, ROUNDS=1 a third of it
 	test -d $(BENCH_MODEL) || $(BIN)/python -c 'from pathlib import Path; from forgellm.demo.model import demo_model; from forgellm.paths import Workspace; demo_model(Workspace(Path("$(WORKSPACE)")), print)'
-	for type in BF16 Q8_0; do ls $(dir $(BENCH_MODEL))../exported/$(notdir $(BENCH_MODEL))-gguf-*/*-$$type.gguf >/dev/null 2>&1 || $(BIN)/forgellm models --workspace $(WORKSPACE) export --format gguf --type $$type $(notdir $(BENCH_MODEL)) || exit 1; done
+	for type in BF16 Q8_0 Q4_0; do ls $(dir $(BENCH_MODEL))../exported/$(notdir $(BENCH_MODEL))-gguf-*/*-$$type.gguf >/dev/null 2>&1 || $(BIN)/forgellm models --workspace $(WORKSPACE) export --format gguf --type $$type $(notdir $(BENCH_MODEL)) || exit 1; done
+	for bits in 8 4; do ls -d $(dir $(BENCH_MODEL))../published/$(notdir $(BENCH_MODEL))-$${bits}bit-g64 >/dev/null 2>&1 || $(BIN)/forgellm models --workspace $(WORKSPACE) quantize --bits $$bits $(notdir $(BENCH_MODEL)) || exit 1; done
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH_MODEL) || exit 1; done
 	$(BIN)/python benchmarks/serving.py
 

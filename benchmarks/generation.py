@@ -1,10 +1,10 @@
 """Answering, ours against transformers' `generate` and llama.cpp, with one model.
 
-    python benchmarks/generation.py MODEL_FOLDER [--gguf FILE ...] [--work one sixteen turns] [--rounds 3]
+    python benchmarks/generation.py MODEL_FOLDER [--work one sixteen turns] [--rounds 3]
 
-MODEL_FOLDER is a model in Hugging Face layout; each FILE the same as GGUF (default: what `forgellm
-models export --format gguf --type BF16`, or Q8_0, wrote in its workspace). Each contender runs in a process of its own, in turn,
-with all cores, greedily, on random tokens.
+MODEL_FOLDER is a model in Hugging Face layout. What its workspace has of it besides takes part: GGUF
+files that `forgellm models export --format gguf` wrote, and copies by `forgellm models quantize`.
+Each contender runs in a process of its own, in turn, with all cores, greedily, on random tokens.
 
 one: a prompt of 512 tokens ("prefill", its tokens by the seconds to the first answered one), then 128
 tokens ("decode"). sixteen: 16 chats of 64 + 64 tokens asked for at once, by the time until the last is
@@ -184,37 +184,43 @@ def turns(engine: Any) -> Figures:
 WORKS = {"one": one, "sixteen": sixteen, "turns": turns}
 
 
-def measure(model: Path, ggufs: list[Path], work: str, rounds: int) -> None:
-    files = {f"llama.cpp, {file.stem}": file for file in ggufs}
-    names = [OURS, *([TRANSFORMERS] if work == "one" else []), *files]
+def contenders(model: Path) -> dict[str, tuple[type, Path]]:
+    """What answers, and the file or folder that it loads."""
+    models, found = model.parent.parent, {OURS: (Ours, model), TRANSFORMERS: (Transformers, model)}
+    for folder in sorted(models.glob(f"published/{model.name}-*bit-g*"), reverse=True):
+        found[f"{OURS}, {folder.name.removeprefix(model.name + '-')}"] = Ours, folder
+    for file in sorted(models.glob(f"exported/{model.name}-gguf-*/*.gguf")):
+        found[f"llama.cpp, {file.stem.removeprefix(model.name + '-')}"] = LlamaCpp, file
+    return found
+
+
+def measure(model: Path, work: str, rounds: int) -> None:
+    known = contenders(model)
 
     def run(name: str) -> Figures:
-        python = sys.executable if name == OURS else peer_python()
-        arguments = [str(files.get(name, model)), "--contender", work, name]
-        return run_contender(arguments, python)
+        python = sys.executable if known[name][0] is Ours else peer_python()
+        return run_contender([str(model), "--contender", work, name], python)
 
+    names = [name for name in known if work == "one" or name != TRANSFORMERS]
     print_table(work, COLUMNS[work], take_turns(names, rounds, run))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--gguf", nargs="*", type=Path, default=None)
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
     add_rounds(parser)
     parser.add_argument("--contender", nargs=2, metavar=("WORK", "NAME"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contender:
         work, name = args.contender
-        kind = {OURS: Ours, TRANSFORMERS: Transformers}.get(name, LlamaCpp)
-        engine = kind(args.model, NUM_CHATS if work == "sixteen" else 1)
+        kind, path = contenders(args.model)[name]
+        engine = kind(path, NUM_CHATS if work == "sixteen" else 1)
         print("\n" + json.dumps(WORKS[work](engine)), flush=True)
         return
-    exported = args.model.parent.parent / "exported"
-    ggufs = args.gguf or sorted(exported.glob(f"{args.model.name}-gguf-*/*.gguf"))
     print_heading(f"Answering, {args.model.name}", ["torch", "transformers", "xllamacpp"])
     for work in args.work:
-        measure(args.model, ggufs, work, args.rounds)
+        measure(args.model, work, args.rounds)
 
 
 if __name__ == "__main__":

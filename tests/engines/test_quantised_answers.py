@@ -14,7 +14,7 @@ from forgellm.engines.adapter import LoraSettings
 from forgellm.engines.torch.load import load_model
 from forgellm.engines.torch.lora import add_lora, lora_layers
 from forgellm.engines.torch.own_code import OwnCode
-from forgellm.engines.torch.passes.affine import packed_product
+from forgellm.engines.torch.passes.affine import TiledWeight, packed_product
 from forgellm.engines.torch.passes.compiler import compiler
 from forgellm.engines.torch.product import Product
 from forgellm.engines.torch.quantised import AffineWeight, QuantisedLinear
@@ -24,6 +24,10 @@ from tiny_model import build_quantised_model
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 80, 384
 
+WAYS = pytest.mark.parametrize(
+    ("dtype", "in_tiles"),
+    [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)],
+)
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler here")
 
 
@@ -56,7 +60,9 @@ def exact(weight: AffineWeight) -> Tensor:
     return steps * scales + biases
 
 
-def in_c(weight: AffineWeight, x: Tensor, columns: int, *, is_turned: bool = False) -> Tensor:
+def in_c(
+    weight: AffineWeight, x: Tensor, columns: int, in_tiles: bool, is_turned: bool = False
+) -> Tensor:
     """[N, count] of x [WIDTH, count], computed with `columns` columns."""
     count = x.shape[1]
     given = torch.full((WIDTH, columns), float("nan"), dtype=x.dtype)
@@ -64,7 +70,10 @@ def in_c(weight: AffineWeight, x: Tensor, columns: int, *, is_turned: bool = Fal
     given = given if is_turned else given.mT.contiguous()
     room = torch.full((WIDTH, columns), float("nan"))
     out = torch.empty(weight.shape[0], columns, dtype=x.dtype)
-    multiply = packed_product(weight)
+    tiled = TiledWeight.of([weight]) if in_tiles else None
+    if in_tiles and tiled is None:
+        pytest.skip("this machine or its compiler has no AMX tiles")
+    multiply = tiled.multiply if tiled else packed_product(weight)
     assert multiply is not None
     multiply(given.data_ptr(), is_turned, room.data_ptr(), out.data_ptr(), count, columns)
     return out[:, :count]
@@ -73,14 +82,20 @@ def in_c(weight: AffineWeight, x: Tensor, columns: int, *, is_turned: bool = Fal
 @needs_compiler
 @pytest.mark.parametrize("is_turned", [False, True])
 @pytest.mark.parametrize(("count", "columns"), [(1, 16), (13, 16), (20, 32)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@WAYS
 @pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_products_are_as_near_as_those_of_plain_weights(
-    bits: int, group: int, dtype: torch.dtype, count: int, columns: int, is_turned: bool
+    bits: int,
+    group: int,
+    dtype: torch.dtype,
+    in_tiles: bool,
+    count: int,
+    columns: int,
+    is_turned: bool,
 ) -> None:
     weight, x = packed_weight(bits, group, dtype), activations(count, dtype)
-    found = in_c(weight, x, columns, is_turned=is_turned)
+    found = in_c(weight, x, columns, in_tiles, is_turned)
     whole = exact(weight) @ x.double()
     error = (found.double() - whole).abs()
     if dtype == torch.float32:
@@ -91,13 +106,15 @@ def test_products_are_as_near_as_those_of_plain_weights(
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@WAYS
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_column_does_not_depend_on_the_others(bits: int, dtype: torch.dtype) -> None:
+def test_a_column_does_not_depend_on_the_others(
+    bits: int, dtype: torch.dtype, in_tiles: bool
+) -> None:
     weight, x = packed_weight(bits, 64, dtype), activations(33, dtype)
-    together = in_c(weight, x, 48, is_turned=True)
+    together = in_c(weight, x, 48, in_tiles, is_turned=True)
     for column in (0, 15, 16, 32):
-        alone = in_c(weight, x[:, column : column + 1], 16)
+        alone = in_c(weight, x[:, column : column + 1], 16, in_tiles)
         assert torch.equal(together[:, column : column + 1], alone)
 
 
@@ -113,6 +130,7 @@ def test_joined_weights_are_the_layers_own() -> None:
         joint = product.weight
         assert isinstance(joint, AffineWeight)
         assert layer.weights.packed.data_ptr() == joint.packed[where].data_ptr()
+    assert TiledWeight.of(parts) is None
     other = QuantisedLinear(packed_weight(8, 64, torch.float32), None)
     with pytest.raises(TypeError):
         Product.of(layers[0], other)

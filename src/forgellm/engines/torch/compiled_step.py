@@ -18,7 +18,7 @@ from torch import Tensor
 
 from forgellm.engines.torch.block import DecoderBlock
 from forgellm.engines.torch.cache import KeyValueCache
-from forgellm.engines.torch.passes.affine import packed_product
+from forgellm.engines.torch.passes.affine import TiledWeight, packed_product
 from forgellm.engines.torch.passes.compiler import C_TYPES, library, set_signatures
 from forgellm.engines.torch.passes.tiles import tile_product
 from forgellm.engines.torch.product import Product
@@ -144,11 +144,13 @@ class _Plan:
         return x.data_ptr()
 
 
-def _multiply(weight: Tensor | AffineWeight) -> Callable[..., None] | None:
+def _multiply(weight: Tensor | AffineWeight | TiledWeight) -> Callable[..., None] | None:
     """The product with a weight in C, called with x, whether it is turned, room, the output, n and N;
     None where torch computes it."""
     if isinstance(weight, AffineWeight):
         return packed_product(weight)
+    if isinstance(weight, TiledWeight):
+        return weight.multiply
     in_tiles = tile_product(weight)
     return None if in_tiles is None else partial(in_tiles, weight.data_ptr(), *weight.shape)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from forgellm.engines.torch.lora import LoraLinear
+from forgellm.engines.torch.passes.affine import TiledWeight
 from forgellm.engines.torch.projection import Projection, in_a_row, joint_bias
 from forgellm.engines.torch.quantised import AffineWeight, QuantisedLinear
 
@@ -43,14 +44,15 @@ class Product:
     """W x + bias, [in, N] -> [out, N]. W is plain, or stays packed in 4 or 8 bits with what adapters
     add to it apart."""
 
-    weight: Tensor | AffineWeight
+    weight: Tensor | AffineWeight | TiledWeight
     bias: Tensor | None
     outputs: Sequence[slice]
     added: LowRank | None = None
 
     @classmethod
     def of(cls, *layers: nn.Module) -> Product:
-        """The layers' weights become views of the product's. Raises TypeError for other layers."""
+        """The layers' weights become views of the product's, or where tiles need another order stay
+        in their files. Raises TypeError for other layers."""
         linears = [layer.linear if isinstance(layer, LoraLinear) else layer for layer in layers]
         packed = [linear for linear in linears if isinstance(linear, QuantisedLinear)]
         if not packed:
@@ -62,12 +64,13 @@ class Product:
         outputs = in_a_row([linear.weights.shape[0] for linear in packed])
         has_adapters = any(isinstance(layer, LoraLinear) for layer in layers)
         added = LowRank.of(layers, outputs, packed[0].weights.scales) if has_adapters else None
-        weight = AffineWeight.joined([linear.weights for linear in packed])
+        weights = [linear.weights for linear in packed]
+        weight = TiledWeight.of(weights) or AffineWeight.joined(weights)
         return cls(weight, joint_bias([linear.bias for linear in packed], outputs), outputs, added)
 
     def __call__(self, x: Tensor) -> Tensor:
         weight = self.weight
-        out = weight.times(x) if isinstance(weight, AffineWeight) else weight @ x
+        out = weight @ x if isinstance(weight, Tensor) else weight.times(x)
         self.add_rest(out, x)
         return out
 

@@ -1,11 +1,11 @@
-"""Weights in MLX's affine format on a processor, in C: made plain, and multiplied with a few columns as
-they are packed, in AMX tiles (affine_tiles.c) or without (affine.c)."""
+"""Weights in MLX's affine format on a processor, in C: made plain, or multiplied as they are packed, with
+a few columns (affine.c), or with any in AMX tiles (affine_tiles.c)."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +34,8 @@ class Packed(Protocol):
 
 
 class _Affine(ctypes.Structure):
+    """`affine` of affine.h, and `tiled` of affine_tiles.c."""
+
     _fields_ = [
         *((name, _POINTER) for name in ("packed", "scales", "biases")),
         *((name, _SIZE) for name in ("bits", "group", "height", "width")),
@@ -52,17 +54,62 @@ def plain_rows(weight: Packed, which: slice) -> Tensor | None:
 
 
 def packed_product(weight: Packed) -> Callable[..., None] | None:
-    """`affine_product` of affine.c for a weight that stays where it is, or what computes the same in
-    tiles; None where neither can be computed."""
-    if not _is_readable(weight):
-        return None
-    height, groups = weight.scales.shape
-    is_tiled = height % _TILE_ROWS == 0 and weight.shape[1] // groups in _TILE_GROUPS
-    compiled = None
-    if is_tiled and weight.scales.dtype == torch.bfloat16:
-        compiled = _compiled_tiles()
-    compiled = compiled or _compiled(weight.scales.dtype)
+    """`affine_product` of affine.c for a weight that stays where it is; None where there is none."""
+    compiled = _compiled(weight.scales.dtype) if _is_readable(weight) else None
     return None if compiled is None else partial(compiled.affine_product, _described(weight))
+
+
+class TiledWeight:
+    """A matrix [N, C] in 4 or 8 bits as AMX tiles read it (affine_tiles.c). `multiply` is called with
+    x, whether it is turned, room, the output, the columns that are given and all."""
+
+    def __init__(self, compiled: ctypes.CDLL, weights: Sequence[Packed]) -> None:
+        height = sum(weight.shape[0] for weight in weights)
+        first = weights[0]
+        self.shape = height, first.shape[1]
+        self._numbers = first.packed.new_zeros(height, first.packed.shape[1])
+        self._scales = first.scales.new_empty(height, first.scales.shape[1])
+        self._biases = torch.empty_like(self._scales)
+        parts = self._numbers, self._scales, self._biases
+        own, start = _structure(parts, first.bits, self.shape), 0
+        for weight in weights:
+            compiled.put_in_tiles(_described(weight), own, start)
+            start += weight.shape[0]
+        self.multiply: Callable[..., None] = partial(compiled.affine_product, own)
+
+    @classmethod
+    def of(cls, weights: Sequence[Packed]) -> TiledWeight | None:
+        """The rows of several, copied; None where this machine or these weights have no tiles."""
+        kinds = {
+            (w.bits, w.shape[1], w.scales.shape[1], w.scales.dtype, w.shape[0] % _TILE_ROWS)
+            for w in weights
+        }
+        _, width, groups, dtype, rest = next(iter(kinds))
+        fits = len(kinds) == 1 and dtype == torch.bfloat16 and rest == 0
+        if not fits or width // groups not in _TILE_GROUPS or not all(map(_is_readable, weights)):
+            return None
+        compiled = _compiled_tiles()
+        return None if compiled is None else cls(compiled, weights)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._scales.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._scales.device
+
+    def times(self, x: Tensor) -> Tensor:
+        """W x [N, columns] of x [C, columns]; whole tiles of columns."""
+        columns = x.shape[1]
+        assert columns % _TILE_ROWS == 0 and x.dtype == self.dtype
+        is_turned = x.is_contiguous()
+        given = x if is_turned else x.mT.contiguous()
+        room = torch.empty(self.shape[1], columns)
+        out = x.new_empty(self.shape[0], columns)
+        pointers = given.data_ptr(), is_turned, room.data_ptr(), out.data_ptr()
+        self.multiply(*pointers, columns, columns)
+        return out
 
 
 def _is_readable(weight: Packed) -> bool:
@@ -73,9 +120,14 @@ def _is_readable(weight: Packed) -> bool:
 
 
 def _described(weight: Packed) -> ctypes.Array[_Affine]:
-    parts = (weight.packed, weight.scales, weight.biases)
-    group = weight.shape[1] // weight.scales.shape[1]
-    return (_Affine * 1)(_Affine(*(p.data_ptr() for p in parts), weight.bits, group, *weight.shape))
+    return _structure((weight.packed, weight.scales, weight.biases), weight.bits, weight.shape)
+
+
+def _structure(
+    parts: tuple[Tensor, Tensor, Tensor], bits: int, shape: tuple[int, int]
+) -> ctypes.Array[_Affine]:
+    group = shape[1] // parts[1].shape[1]
+    return (_Affine * 1)(_Affine(*(part.data_ptr() for part in parts), bits, group, *shape))
 
 
 @functools.cache
@@ -93,5 +145,6 @@ def _compiled(dtype: torch.dtype) -> ctypes.CDLL | None:
 def _compiled_tiles() -> ctypes.CDLL | None:
     compiled = tile_library("affine_tiles.c", "int8")
     if compiled is not None:
-        set_signatures(compiled, {"affine_product": _PRODUCT})
+        put = [_POINTER, _POINTER, _SIZE]
+        set_signatures(compiled, {"put_in_tiles": put, "affine_product": _PRODUCT})
     return compiled
