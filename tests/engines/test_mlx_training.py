@@ -180,7 +180,7 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
         make_engine("mlx", folder)
 
 
-def test_the_processor_computes_in_float32() -> None:
-    if choose_placement("auto").device == "cpu":
-        assert choose_placement("auto").dtype_name == "float32"
+def test_every_device_computes_in_bfloat16_unless_asked() -> None:
+    assert choose_placement("auto").dtype_name == "bfloat16"
+    assert choose_placement("float32").dtype_name == "float32"
     assert choose_placement("bfloat16").reason == "asked for"
