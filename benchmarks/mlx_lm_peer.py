@@ -4,9 +4,11 @@
 
 MODEL is a folder in Hugging Face or mlx-lm layout. Training: LoRA rank 8 on all linear layers, the
 same rows of tokens for both, `mlx_lm.tuner.trainer.train` as `mlx_lm.lora` calls it. Decoding: one
-prompt, greedy, as `mlx_lm.generate` does it. Each contender runs in a process of its own, in turn;
-figures are medians over the rounds with their spread, and the highest peak that MLX reports. On a
-processor, where MLX takes minutes for a step, the defaults are smaller.
+prompt, greedy, as `mlx_lm.generate` does it, and not a prompt that was read before. mlx-lm computes
+in the type of the file, mostly bfloat16; ours in bfloat16, and in float32 for comparison. Each
+contender runs in a process of its own, in turn; figures are medians over the rounds with their
+spread, and the highest peak that MLX reports. On a processor, where MLX takes seconds for a step of
+few tokens, the defaults are smaller.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def token_rows(work: Work, num_rows: int, length: int) -> list[list[int]]:
     return [ids[n * length : (n + 1) * length] for n in range(num_rows)]
 
 
-def train_ours(work: Work) -> dict[str, float]:
+def train_ours(dtype: str, work: Work) -> dict[str, float]:
     import numpy as np
 
     from forgellm.data.batches import Batch
@@ -73,6 +75,7 @@ def train_ours(work: Work) -> dict[str, float]:
         lora_alpha=ALPHA,
         batch_size=work.batch_size,
         grad_checkpoint=work.grad_checkpoint,
+        dtype=dtype,
     )
     engine = MlxTrainEngine(recipe.resolved(), Path(work.model))
     rows = np.array(token_rows(work, work.batch_size * work.steps, work.seq_len + 1), np.int32)
@@ -125,14 +128,13 @@ def train_mlx_lm(work: Work) -> dict[str, float]:
     return _figures(rates, mx.get_peak_memory())
 
 
-def decode_ours(work: Work) -> dict[str, float]:
+def decode_ours(dtype: str, work: Work) -> dict[str, float]:
     from forgellm.engines.mlx.generate import MlxGenerateEngine
     from forgellm.schema.generation import Sampling
 
-    engine = MlxGenerateEngine(Path(work.model), None)
-    (prompt,) = token_rows(work, 1, work.prompt_tokens)
+    engine = MlxGenerateEngine(Path(work.model), None, dtype=dtype)
     sampling = Sampling(temperature=0, repetition_penalty=1, max_tokens=work.max_tokens)
-    return _decoding(lambda: engine.generate(prompt, sampling, frozenset()))
+    return _decoding(work, lambda prompt: engine.generate(prompt, sampling, frozenset()))
 
 
 def decode_mlx_lm(work: Work) -> dict[str, float]:
@@ -141,19 +143,23 @@ def decode_mlx_lm(work: Work) -> dict[str, float]:
     from mlx_lm.utils import load_model
 
     model, _ = load_model(Path(work.model))
-    (prompt,) = token_rows(work, 1, work.prompt_tokens)
+
+    def answer(prompt: list[int]) -> Any:
+        return generate_step(mx.array(prompt), model, max_tokens=work.max_tokens)
+
     with wired_limit(model):
-        return _decoding(lambda: generate_step(mx.array(prompt), model, max_tokens=work.max_tokens))
+        return _decoding(work, answer)
 
 
-def _decoding(answer: Callable[[], Any]) -> dict[str, float]:
-    """Tokens per second after the first token, and the seconds to that one, of the second answer."""
+def _decoding(work: Work, answer: Callable[[list[int]], Any]) -> dict[str, float]:
+    """Tokens per second after the first token, and the seconds to that one, of a second answer."""
     import mlx.core as mx
 
-    for _ in range(2):
+    # Two prompts, since ours keeps what it has read of the first.
+    for prompt in token_rows(work, 2, work.prompt_tokens):
         started = time.perf_counter()
         count, first = 0, started
-        for _token in answer():
+        for _token in answer(prompt):
             count += 1
             first = time.perf_counter() if count == 1 else first
         ended = time.perf_counter()
@@ -172,8 +178,16 @@ COLUMNS = [
 ]
 ON_A_GPU = sys.platform == "darwin"  # elsewhere MLX computes on the processor, slowly
 CONTENDERS = {
-    "training": {"ForgeLLM": train_ours, "mlx_lm.lora": train_mlx_lm},
-    "decoding": {"ForgeLLM": decode_ours, "mlx_lm.generate": decode_mlx_lm},
+    "training": {
+        "ForgeLLM, bfloat16": partial(train_ours, "bfloat16"),
+        "ForgeLLM, float32": partial(train_ours, "float32"),
+        "mlx_lm.lora": train_mlx_lm,
+    },
+    "decoding": {
+        "ForgeLLM, bfloat16": partial(decode_ours, "bfloat16"),
+        "ForgeLLM, float32": partial(decode_ours, "float32"),
+        "mlx_lm.generate": decode_mlx_lm,
+    },
 }
 
 

@@ -122,9 +122,8 @@ def _ask_gpus(fields: str) -> list[list[str]]:
 def default_dtype(engine: str = "torch") -> tuple[str, str]:
     """Compute type of this machine's fastest device for an engine, and why."""
     if engine == "mlx":
-        if is_apple_silicon():
-            return "bfloat16", "Metal computes fastest in bfloat16"
-        return "float32", "MLX's own kernels for processors are for float32"
+        device = "Metal" if is_apple_silicon() else "MLX on a processor"
+        return "bfloat16", f"{device} computes fastest in bfloat16"
     found = gpu()
     if found is None:
         return cpu_dtype()

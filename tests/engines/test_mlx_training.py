@@ -149,6 +149,20 @@ def test_cross_entropy_in_chunks_scales_with_what_flows_back() -> None:
     assert mx.allclose(found[1][1], expected[1][1], rtol=1e-4, atol=1e-5)
 
 
+def test_logits_of_one_chunk_stand_at_a_time() -> None:
+    hidden, weight = mx.random.normal((512, 16)), mx.random.normal((4096, 16))
+    targets = mx.random.randint(0, 4096, (512,))
+    peaks = []
+    for rows in (512, 32):
+        losses = cross_entropy_sum(lambda params, part: part @ params["w"].T, rows)
+        mx.eval(hidden, weight, targets)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(mx.grad(losses, argnums=1)({"w": weight}, hidden, targets, mx.ones(512)))
+        peaks.append(mx.get_peak_memory() - before)
+    assert peaks[1] < 0.5 * peaks[0]
+
+
 def test_the_random_state_can_be_set_to_any_it_was_in() -> None:
     mx.random.seed(5)
     mx.eval(mx.random.uniform(shape=(7,)))
@@ -166,7 +180,7 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
         make_engine("mlx", folder)
 
 
-def test_the_processor_computes_in_float32() -> None:
-    if choose_placement("auto").device == "cpu":
-        assert choose_placement("auto").dtype_name == "float32"
+def test_every_device_computes_in_bfloat16_unless_asked() -> None:
+    assert choose_placement("auto").dtype_name == "bfloat16"
+    assert choose_placement("float32").dtype_name == "float32"
     assert choose_placement("bfloat16").reason == "asked for"

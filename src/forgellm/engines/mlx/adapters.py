@@ -86,6 +86,14 @@ def merge_lora(model: nn.Module) -> None:
     mx.eval(model.parameters())
 
 
+def compute_in(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Cast the adapters that stay beside quantised layers, or each would widen what it is given to
+    its own float32. DoRA's norms of whole weights need that, and keep it."""
+    for layer in model.modules():
+        if isinstance(layer, (LoRALinear, LoRASwitchLinear)):
+            layer.set_dtype(dtype)
+
+
 def merged_weight(weight: mx.array, parts: dict[str, mx.array], scale: float) -> mx.array:
     """[out, in] float32: the weight of the plain layer that computes the same."""
     merged = weight.astype(mx.float32) + scale * (parts["lora_a"] @ parts["lora_b"]).T

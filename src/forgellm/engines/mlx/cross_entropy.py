@@ -12,7 +12,7 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_map
 
-CHUNK_BYTES = 256_000_000
+CHUNK_BYTES = 128_000_000
 
 # (head parameters, hidden [N, D]) -> logits [N, V]
 Head = Callable[[dict[str, Any], mx.array], mx.array]
@@ -24,22 +24,55 @@ def chunk_rows(vocab_size: int) -> int:
 
 
 def token_losses(logits: mx.array, targets: mx.array) -> mx.array:
-    """[N] float32 cross-entropies in nats. logits [N, V], targets [N] int."""
-    logits = logits.astype(mx.float32)
-    wanted = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return mx.logsumexp(logits, axis=-1) - wanted
+    """[N] float32 cross-entropies in nats. logits [N, V] of any type, targets [N] int."""
+    losses: mx.array = _losses_and_log_sums(logits, targets)[0]
+    return losses
+
+
+def _forward(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """[N] losses, and [N] log-sums that the gradient needs."""
+    log_sums = mx.logsumexp(logits.astype(mx.float32), axis=-1)
+    return log_sums - _at(logits, targets), log_sums
+
+
+def _logits_gradient(primals: Any, cotangents: Any, outputs: Any) -> Any:
+    """softmax(logits), less 1 at the targets, times the cotangents of the losses.
+
+    MLX's own gradient holds four float32 arrays [N, V] at once. Here it is one, and none where the
+    chain is compiled into one kernel; what is kept is in the type of the logits.
+    """
+    (logits, targets), (losses, log_sums) = primals, outputs
+    d_losses = cotangents[0]
+    d_logits = mx.exp(logits.astype(mx.float32) - log_sums[:, None]) * d_losses[:, None]
+    d_wanted = mx.expm1(-losses) * d_losses  # precise where the target's probability is nearly 1
+    d_logits = mx.put_along_axis(
+        d_logits.astype(logits.dtype),
+        targets[:, None],
+        d_wanted.astype(logits.dtype)[:, None],
+        axis=-1,
+    )
+    return d_logits, mx.zeros_like(targets)
+
+
+_losses_and_log_sums = mx.custom_function(_forward)
+_losses_and_log_sums.vjp(_logits_gradient)
+
+
+def _at(logits: mx.array, targets: mx.array) -> mx.array:
+    """[N] float32: the targets' logits."""
+    return mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0].astype(mx.float32)
 
 
 def chunked_losses(
     head: Head, params: dict[str, Any], hidden: mx.array, targets: mx.array, rows: int
 ) -> mx.array:
     """[N] float32 cross-entropies in nats, without a gradient. hidden [N, D], targets [N] int."""
-    return mx.concatenate(
-        [
-            token_losses(head(params, hidden[start : start + rows]), targets[start : start + rows])
-            for start in range(0, hidden.shape[0], rows)
-        ]
-    )
+    losses: list[mx.array] = []
+    for start in range(0, hidden.shape[0], rows):
+        part = slice(start, start + rows)
+        logits = head(params, _after(losses[-1:], hidden[part]))
+        losses.append(token_losses(logits, targets[part]))
+    return mx.concatenate(losses)
 
 
 def cross_entropy_sum(head: Head, rows: int) -> Callable[..., mx.array]:
@@ -122,11 +155,19 @@ def _in_chunks(
     """What `_chunk_loss` says of all rows, `rows` of them at a time."""
     total = mx.zeros((), dtype=mx.float32)
     d_params = tree_map(lambda p: mx.zeros(p.shape, mx.float32), params)
-    d_hidden = []
+    d_hidden: list[mx.array] = []
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
-        loss, (d_p, d_h) = loss_and_gradients(params, hidden[part], targets[part], weights[part])
+        rows_hidden = _after([*d_hidden[-1:], *d_params.values()], hidden[part])
+        loss, (d_p, d_h) = loss_and_gradients(params, rows_hidden, targets[part], weights[part])
         total = total + loss
         d_params = tree_map(lambda a, b: a + b, d_params, d_p)
         d_hidden.append(d_h)
     return total, d_params, mx.concatenate(d_hidden)
+
+
+def _after(earlier: list[mx.array], value: mx.array) -> mx.array:
+    """`value`, not computed with before these are: MLX would begin all chunks before it ends one,
+    and so hold the logits of all."""
+    depending: mx.array = mx.depends([value], earlier)[0]
+    return depending

@@ -16,7 +16,7 @@ from forgellm import hardware
 from forgellm.data.batches import Batch
 from forgellm.engines.base import EngineInfo, ScoredToken
 from forgellm.engines.mlx import load, memory
-from forgellm.engines.mlx.adapters import attach_adapter, merge_lora
+from forgellm.engines.mlx.adapters import attach_adapter, compute_in, merge_lora
 from forgellm.engines.mlx.decoding import SHORTER, BatchDecoder, can_batch
 from forgellm.engines.mlx.one_by_one import SingleDecoder, cache_bits
 from forgellm.engines.mlx.prefixes import PrefixStore
@@ -46,6 +46,7 @@ class _Opened:
         if adapter is not None and not is_full:
             attach_adapter(self.model, adapter)
             merge_lora(self.model)
+            compute_in(self.model, wanted.placement.dtype)
         self.model.eval()
         self.split = load.split_model(self.model)
         self.vocab_size = load.vocab_size(self.split)

@@ -168,7 +168,9 @@ class MlxTrainEngine:
         self.model.update(tree_unflatten(list(params.items())))
 
     def _cast(self, value: mx.array) -> mx.array:
-        return value if self._lora is not None else value.astype(self._place.dtype)
+        """To the compute type, or activations would be widened to the float32 of a trained weight.
+        DoRA takes norms of whole weights, for which float32 stays."""
+        return value if self._recipe.fine_tune_type == "dora" else value.astype(self._place.dtype)
 
     def _head(self, params: Tensors, hidden: mx.array) -> mx.array:
         self._use(params)
