@@ -238,14 +238,18 @@ def test_lines_the_index_lacks_are_read_from_the_log(tmp_path: Path) -> None:
     assert read_curve(tmp_path).lines() == lines
 
 
-def test_line_unlike_its_record_is_noticed_and_the_log_believed(tmp_path: Path) -> None:
-    write(tmp_path, 30, resumes=False)
+@pytest.mark.parametrize("count", [30, 300])
+def test_line_unlike_its_record_is_noticed_and_the_log_believed(tmp_path: Path, count: int) -> None:
+    write(tmp_path, count, resumes=False)
     dates = (tmp_path / INDEX_NAME).stat()
     edit(tmp_path, 7, iteration=1)
     os.utime(tmp_path / METRICS_NAME, ns=(dates.st_mtime_ns, dates.st_mtime_ns))
     with pytest.raises(IndexIsWrong):
         read_curve(tmp_path).lines()
-    assert drawn(tmp_path)[0] == metrics.effective(read_lines(tmp_path)[0])
+    shown, curve = drawn(tmp_path)
+    assert shown == metrics.effective(read_lines(tmp_path)[0])
+    (tmp_path / INDEX_NAME).unlink()
+    assert curve.blocks.tobytes() == effective(read_curve(tmp_path)).blocks.tobytes()
 
 
 def test_run_without_a_log_has_an_empty_curve(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """`metrics.blocks`: the records of `metrics.index` summed up, 128 to a block.
 
 A cache of a cache: who draws a long curve reads it in place of the index, and whatever it lacks from
-there. It is written by whoever writes the index, and believed only where its last block ends where
-the index says.
+there. It is written by whoever writes the index, and believed only where the index is, and where its
+last block ends where the index says.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_blocks(folder: Path, records: Records) -> bytearray:
 
 
 def _write_missing(file: FileIO, records: Records) -> None:
-    num_known, num_whole = _num_believed(file, records), len(records) // BLOCK_LINES
+    num_known, num_whole = _num_believed(file, records), records.num_indexed // BLOCK_LINES
     if num_known == 0:
         file.seek(0)
         file.write(_HEADER)
@@ -60,7 +60,7 @@ def _num_believed(file: FileIO, records: Records) -> int:
     file.seek(0)
     header = file.read(BLOCK.itemsize)
     count = os.fstat(file.fileno()).st_size // BLOCK.itemsize - 1
-    if header != _HEADER or not 0 < count <= len(records) // BLOCK_LINES:
+    if header != _HEADER or not 0 < count <= records.num_indexed // BLOCK_LINES:
         return 0
     file.seek(count * BLOCK.itemsize)
     last = np.frombuffer(file.read(BLOCK.itemsize), BLOCK)

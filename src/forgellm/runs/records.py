@@ -13,6 +13,7 @@ import os
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,19 @@ class Records:
     """[N], those of all whole lines of a log."""
 
     def __init__(self, folder: Path, *, trust_index: bool = True) -> None:
-        """Reads from the log itself what its index lacks. Raises IndexIsWrong."""
-        self._fd, self._num_indexed = open_index(folder) if trust_index else (-1, 0)
-        if self._num_indexed:
+        self._folder = folder
+        self._fd, self.num_indexed = open_index(folder) if trust_index else (-1, 0)
+        if self.num_indexed:
             weakref.finalize(self, os.close, self._fd)
-        self._new = np.empty(0, RECORD)
-        start = self._end(self._num_indexed - 1) if self._num_indexed else 0
-        self._new = np.frombuffer(bytearray(b"".join(index_lines(folder, start))), RECORD)
 
     def __len__(self) -> int:
-        return self._num_indexed + len(self._new)
+        return self.num_indexed + len(self._new)
+
+    @cached_property
+    def _new(self) -> NDArray[Any]:
+        """Those of lines that the index lacks, read from the log when they are first asked for."""
+        start = self._end(self.num_indexed - 1) if self.num_indexed else 0
+        return np.frombuffer(bytearray(b"".join(index_lines(self._folder, start))), RECORD)
 
     def pieces(self, start: int = 0) -> Iterator[NDArray[Any]]:
         """Those from the place `start` on, in order. A piece holds only until the next is asked for.
@@ -57,11 +61,11 @@ class Records:
         Raises IndexIsWrong.
         """
         buffer = np.empty(_PIECE_LINES, RECORD)
-        for first in range(start, self._num_indexed, _PIECE_LINES):
-            piece = buffer[: self._num_indexed - first]
+        for first in range(start, self.num_indexed, _PIECE_LINES):
+            piece = buffer[: self.num_indexed - first]
             self._read(first, piece)
             yield piece
-        if len(rest := self._new[max(0, start - self._num_indexed) :]):
+        if len(rest := self._new[max(0, start - self.num_indexed) :]):
             yield rest
 
     def at(self, rows: Places, buffer: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -69,13 +73,14 @@ class Records:
 
         Raises IndexIsWrong.
         """
-        num_indexed = int(rows.searchsorted(self._num_indexed))
+        num_indexed = int(rows.searchsorted(self.num_indexed))
         found = np.empty(len(rows), RECORD) if buffer is None else buffer[: len(rows)]
         end = 0
         for first, stop in neighbours(rows[:num_indexed]):
             start, end = end, end + stop - first
             self._read(first, found[start:end])
-        found[num_indexed:] = self._new[rows[num_indexed:] - self._num_indexed]
+        if num_indexed < len(rows):
+            found[num_indexed:] = self._new[rows[num_indexed:] - self.num_indexed]
         return found
 
     def num_until(self, offset: int) -> int:
