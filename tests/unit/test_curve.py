@@ -110,6 +110,14 @@ def test_blocks_say_what_the_lines_say(tmp_path: Path, count: int, resumes: bool
     assert_alike(tmp_path)
 
 
+def test_blocks_before_what_was_done_again_still_count(tmp_path: Path) -> None:
+    lines = write(tmp_path, 700, resumes=False)
+    with MetricsWriter(tmp_path) as writer:
+        for number in range(40):
+            writer.append(iteration=lines[-1].iteration - 60 + number, training_loss=0.1 * number)
+    assert_alike(tmp_path)
+
+
 @pytest.mark.parametrize("every", [1, 7, 300])
 def test_blocks_of_an_even_log_say_what_its_lines_say(tmp_path: Path, every: int) -> None:
     """Nothing is missing in it, and losses repeat. After the middle its tokens fall back."""

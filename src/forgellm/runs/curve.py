@@ -57,7 +57,10 @@ class Curve:
     def blocks(self) -> NDArray[Any]:
         """[K] of BLOCK, of all lines. The last one, and some before it, may be short."""
         # In one growing piece of memory: to touch new pages costs more than to calculate.
-        blocks = read_blocks(self.folder, self._records) if self._rows is None else bytearray()
+        blocks = read_blocks(self.folder, self._records)
+        if self._rows is not None:  # up to the first line that is left out they are the same
+            num_same = int((self._rows - np.arange(len(self))).searchsorted(1))
+            del blocks[num_same // BLOCK_LINES * BLOCK.itemsize :]
         for piece in self._pieces(BLOCK_LINES * (len(blocks) // BLOCK.itemsize)):
             num_whole = len(piece) // BLOCK_LINES * BLOCK_LINES
             blocks += sum_up(piece[:num_whole].reshape(-1, BLOCK_LINES)).tobytes()
