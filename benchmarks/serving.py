@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 NUM_MODELS, NUM_RUNS, NUM_LINES, NUM_VIEWERS = 1_000, 10_000, 1_000_000, 100
 NUM_CHECKPOINTS, NUM_CROWD = 200, 300
 LIVE_LINES, LINES_PER_SECOND = 60, 4
-TRAINING_SECONDS = 20.0
+PAIRS_A_ROUND = 20
+SPELL_SECONDS, SETTLING_SECONDS = 4.0, 1.0
 PATIENCE_SECONDS = 60.0
 _KEPT_SECONDS = 3.0
 _QUIET_CPU_SECONDS = 0.1
@@ -393,25 +395,34 @@ async def listen(server: Server, run: Any) -> Figures:
 
 
 def viewers(rounds: int) -> None:
+    """Spells of one training, in turn alone and watched, as its pace changes by more from one
+    minute to the next than what viewers take."""
     from tiny_workspace import build_tiny_workspace
 
-    with tempfile.TemporaryDirectory() as folder:
-        workspace = build_tiny_workspace(Path(folder))
-
-        def measure(name: str) -> Figures:
-            return trained(workspace.root, int(name.split()[0]))
-
-        found = take_turns(("0 viewers", f"{NUM_VIEWERS} viewers"), rounds, measure)
+    alone: list[Figures] = []
+    watched: list[Figures] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        training(build_tiny_workspace(Path(folder)).root) as (server, run_folder),
+    ):
+        for number in range(PAIRS_A_ROUND * rounds):
+            both = [(alone, 0), (watched, NUM_VIEWERS)]
+            for found, count in both if number % 2 else reversed(both):
+                found.append(spell(server, run_folder, count))
     columns = [
-        Column("rate", "iterations/s", "{:.1f}", spread=True, ratio="more"),
+        Column("rate", "iterations/s", "{:.1f}", spread=True),
         Column("cpu", "server's processor", "{:.1f} %"),
         Column("updates", "updates to each", "{:.1f}/s"),
     ]
-    print_table("a tiny training", columns, found)
+    print_table("a tiny training", columns, {"alone": alone, f"{NUM_VIEWERS} viewers": watched})
+    slower = [100 * (1 - b["rate"] / a["rate"]) for a, b in zip(alone, watched, strict=True)]
+    mean, error = statistics.mean(slower), statistics.stdev(slower) / len(slower) ** 0.5
+    print(f"\nWatched slower by {mean:.1f} % ± {error:.1f} (standard error of {len(slower)} pairs)")
 
 
-def trained(workspace: Path, num_viewers: int) -> Figures:
-    """Iterations per second of a real run that reports at each step, watched by so many."""
+@contextmanager
+def training(workspace: Path) -> Iterator[tuple[Server, Path]]:
+    """A real run that reports at each step, and its folder."""
     recipe = {
         "model_name": "tiny", "dataset": "notes", "dtype": "float32", "batch_size": 8,
         "max_seq_length": 256, "max_iterations": 1_000_000, "save_every": 1_000_000,
@@ -419,45 +430,63 @@ def trained(workspace: Path, num_viewers: int) -> Figures:
     }  # fmt: skip
     with served(workspace) as server:
         server.ask("POST", "/api/training/start", json.dumps(recipe))
-        audience = Audience(server.port, num_viewers)
-        iteration(server, at_least=20)
+        wait_for_iteration(server, 20)
+        run_folder = json.loads(server.get("/api/dashboard/data"))["training_dir"]
         time.sleep(3)
-        before, cpu, seen, started = (
-            iteration(server), server.cpu_seconds(), audience.num_updates, time.perf_counter(),
-        )  # fmt: skip
-        time.sleep(TRAINING_SECONDS)
-        seconds = time.perf_counter() - started
-        done = iteration(server) - before
-        figures = {
-            "rate": done / seconds,
-            "cpu": 100 * (server.cpu_seconds() - cpu) / seconds,
-            "updates": (audience.num_updates - seen) / seconds / max(1, num_viewers),
-        }
-        audience.close()
+        yield server, workspace / run_folder
         server.ask("POST", "/api/training/stop", "{}")
         while json.loads(server.get("/api/training/status"))["is_training"]:
             time.sleep(0.1)
-    return figures
 
 
-def iteration(server: Server, at_least: int = 0) -> int:
-    """Of the run that trains, once it has come so far."""
+def wait_for_iteration(server: Server, number: int) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         metrics = json.loads(server.get("/api/dashboard/realtime"))["current_metrics"]
-        if metrics["iteration"] is not None and metrics["iteration"] >= at_least:
-            return int(metrics["iteration"])
+        if (metrics["iteration"] or 0) >= number:
+            return
         time.sleep(0.1)
     raise SystemExit("the training does not get on")
 
 
+def spell(server: Server, run_folder: Path, num_viewers: int) -> Figures:
+    """Some seconds of the training, watched by so many from a moment before."""
+    audience = Audience(server.port, num_viewers)
+    time.sleep(SETTLING_SECONDS)
+    cpu, seen, began = server.cpu_seconds(), audience.num_updates, moment(run_folder)
+    time.sleep(SPELL_SECONDS)
+    ended = moment(run_folder)
+    cpu, seen = server.cpu_seconds() - cpu, audience.num_updates - seen
+    audience.close()
+    return {
+        "rate": (ended[1] - began[1]) / (ended[0] - began[0]),
+        "cpu": 100 * cpu / SPELL_SECONDS,
+        "updates": seen / SPELL_SECONDS / num_viewers if num_viewers else None,
+    }
+
+
+def moment(run_folder: Path) -> tuple[float, int]:
+    """When the training came to its last iteration, in seconds, and which that is."""
+    from forgellm.runs.metrics import last_line
+
+    line = last_line(run_folder)
+    assert line is not None
+    return datetime.fromisoformat(line.timestamp).timestamp(), line.iteration
+
+
 class Audience:
-    """Viewers on WebSockets, each a subscriber of the current run, served by one thread."""
+    """Viewers on WebSockets, each a subscriber of the current run, served by one thread.
+
+    It is of the lowest priority, where a system has one for each thread: as a rule viewers have
+    machines of their own.
+    """
 
     def __init__(self, port: int, count: int) -> None:
         self.num_updates = 0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        if sys.platform == "linux":
+            self._loop.call_soon_threadsafe(os.nice, 19)
         coming = [self._view(port) for _ in range(count)]
         futures = [asyncio.run_coroutine_threadsafe(viewer, self._loop) for viewer in coming]
         self._writers = [future.result(PATIENCE_SECONDS) for future in futures]

@@ -7,7 +7,6 @@ from it reads the lines it shows from the log itself.
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -21,6 +20,8 @@ from forgellm.schema.run import MetricsLine
 
 METRICS_NAME = "metrics.jsonl"
 INDEX_NAME = "metrics.index"
+BLOCKS_NAME = "metrics.blocks"
+BLOCK_LINES = 128
 INTEGERS = ("end", "iteration", "trained_tokens")
 FIGURES = (
     "training_loss",
@@ -34,6 +35,8 @@ FIGURES = (
 _RECORD = struct.Struct(f"<{len(INTEGERS)}q{len(FIGURES)}d")
 _HEADER = b"forgellm metrics index 1".ljust(_RECORD.size)
 _BLOCK_BYTES = 1 << 22
+# Several blocks take hardly longer than one, so that a line costs the trainer next to nothing.
+_SUMMED_UP_LINES = 8 * BLOCK_LINES
 _NAN = float("nan")
 # The log's writer adds to the index right after the log; this is what may lie between the two.
 _MOST_LAG_NS = 1_000_000_000
@@ -44,14 +47,19 @@ class IndexWriter:
 
     def __init__(self, folder: Path) -> None:
         """Makes the index anew from the log where it does not belong to it or reach its end."""
-        self._path = folder / INDEX_NAME
+        self._folder, self._path = folder, folder / INDEX_NAME
+        self._num_lines = 0
         self._file: BinaryIO | None = None
         try:
             if _indexed_bytes(folder) != (folder / METRICS_NAME).stat().st_size:
+                self._remove()  # whoever reads the old ones goes on doing so
                 with open(self._path, "wb") as file:
                     file.write(_HEADER)
                     file.writelines(index_lines(folder))
             self._file = open(self._path, "ab", buffering=0)
+            self._num_lines = self._file.tell() // _RECORD.size - 1
+            if self._num_lines >= BLOCK_LINES:
+                self._sum_up()
         except OSError:
             self._give_up()
 
@@ -64,6 +72,9 @@ class IndexWriter:
                 self._give_up()
         except OSError:
             self._give_up()
+        self._num_lines += 1
+        if self._num_lines % _SUMMED_UP_LINES == 0:
+            self._sum_up()
 
     def close(self) -> None:
         if self._file is not None:
@@ -73,22 +84,40 @@ class IndexWriter:
     def _give_up(self) -> None:
         self.close()
         with suppress(OSError):  # where it stays, it soon is older than the log
-            self._path.unlink(missing_ok=True)
+            self._remove()
+
+    def _remove(self) -> None:
+        (self._folder / BLOCKS_NAME).unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
+
+    def _sum_up(self) -> None:
+        # Not at the top: it brings numpy, which a server without runs does without.
+        from forgellm.runs.block_file import catch_up
+
+        catch_up(self._folder)
 
 
-def map_records(folder: Path) -> memoryview:
-    """The whole records of an index that belongs to the log, not copied; empty without one.
+def open_index(folder: Path) -> tuple[int, int]:
+    """A descriptor of an index that belongs to the log, to be closed by the caller, and how many
+    whole records follow its header; -1 and 0 without one.
 
     The log may go on after the last record.
     """
     try:
-        with open(folder / INDEX_NAME, "rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError):  # none, or an empty one
-        return memoryview(b"")
-    data = data[: len(data) - len(data) % _RECORD.size]
-    header, end = bytes(data[: _RECORD.size]), _end(bytes(data[-_RECORD.size :]))
-    return data[_RECORD.size :] if _belongs(folder, header, end) else memoryview(b"")
+        fd = os.open(folder / INDEX_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1, 0
+    with suppress(OSError):
+        count = os.fstat(fd).st_size // _RECORD.size - 1
+        if count > 0 and _belongs(folder, _record(fd, -1), _end(_record(fd, count - 1))):
+            return fd, count
+    os.close(fd)
+    return -1, 0
+
+
+def offset_of(number: int) -> int:
+    """Where in an index its record of that number begins; the header is number -1."""
+    return (1 + number) * _RECORD.size
 
 
 def index_lines(folder: Path, offset: int = 0) -> Iterator[bytes]:
@@ -131,6 +160,10 @@ def _indexed_bytes(folder: Path) -> int:
     except OSError:
         return -1
     return end if size % _RECORD.size == 0 and _belongs(folder, header, end) else -1
+
+
+def _record(fd: int, number: int) -> bytes:
+    return os.pread(fd, _RECORD.size, offset_of(number))
 
 
 def _belongs(folder: Path, header: bytes, end: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from forgellm import __version__, envelope
 from forgellm.catalog import list_models
+from forgellm.errors import RunNotFound
 from forgellm.guard import Guard, GuardSettings
 from forgellm.paths import Workspace
 from forgellm.runs.store import latest_run
@@ -53,6 +54,7 @@ from forgellm.web.api import (
 )
 from forgellm.web.events_on_demand import EventsOnDemand
 from forgellm.web.jobs import JobRunner
+from forgellm.web.run_figures import summed_up
 from forgellm.web.run_status import RunStatus
 
 # Areas of the API, by what they need.
@@ -133,9 +135,12 @@ def create_app(workspace: Workspace, settings: GuardSettings, model_server_url: 
 
 def _warm_up(workspace: Workspace) -> None:
     """Read and import, while nobody waits for it, what the first lists and the first curve need."""
-    latest_run(workspace)
+    run = latest_run(workspace)
     list_models(workspace)
     import_module("forgellm.runs.curve_figures")
+    if run is not None:
+        with suppress(RunNotFound):
+            summed_up(run)
 
 
 class _UncachedFiles(StaticFiles):

@@ -10,6 +10,8 @@ from forgellm.schema.figures import Curve as CurveReply
 from forgellm.web.run_figures import summed_up
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from forgellm.runs.curve import Curve
 
 _MAX_POINTS = 2000
@@ -18,11 +20,14 @@ _MAX_POINTS = 2000
 def compare(runs: list[Run]) -> CompareReply:
     """At most 2,000 iterations; each is one that some run has figures of."""
     # Not at the top: it brings numpy, which a server without runs does without.
-    from forgellm.runs.curve import downsample, effective, read_curve
+    from forgellm.runs.curve import effective, read_curve
+    from forgellm.runs.curve_points import downsample
 
     curves = [effective(read_curve(run.folder)) for run in runs]
     kept = [curve.select(downsample(curve, _MAX_POINTS // len(runs))) for curve in curves]
-    iterations = sorted({number for curve in kept for number in curve.column("iteration").tolist()})
+    iterations = sorted(
+        {number for curve in kept for number in curve.columns("iteration")[0].tolist()}
+    )
     return CompareReply(
         iterations=iterations,
         runs=[_compared(run, curve, iterations) for run, curve in zip(runs, curves, strict=True)],
@@ -33,22 +38,24 @@ def compare(runs: list[Run]) -> CompareReply:
 
 
 def _compared(run: Run, curve: Curve, iterations: list[int]) -> ComparedRun:
+    columns = curve.columns("iteration", "training_loss", "validation_loss")
+    places, training_loss, validation_loss = columns
     return ComparedRun(
         name=run.name,
         training_id=run.record().training_id,
         phase=run.state().phase,
         performance=summed_up(run)[1],
         curve=CurveReply(
-            training_loss=_at(iterations, curve, "training_loss"),
-            validation_loss=_at(iterations, curve, "validation_loss"),
+            training_loss=_at(iterations, places, training_loss),
+            validation_loss=_at(iterations, places, validation_loss),
         ),
     )
 
 
-def _at(iterations: list[int], curve: Curve, figure: str) -> list[float | None]:
-    values = curve.column(figure)
+def _at(iterations: list[int], places: NDArray[Any], values: NDArray[Any]) -> list[float | None]:
+    """`values` belong to the iterations `places`, in rising order."""
     known = values == values
-    values, places = values[known], curve.column("iteration")[known]  # in rising order
+    values, places = values[known], places[known]
     after = places.searchsorted(iterations, "right")
     return [
         float(values[end - 1]) if end and places[end - 1] == iteration else None

@@ -86,8 +86,8 @@ def _summed_up(
     run: Run, log: tuple[int, int, int], training_seconds: float
 ) -> tuple[list[MetricsLine], Performance]:
     # Not at the top: it brings numpy, which a server without runs does without.
-    from forgellm.runs.curve import drawn
     from forgellm.runs.curve_figures import summary_of
+    from forgellm.runs.curve_points import drawn
 
     points, curve = drawn(run.folder)
     minutes = training_seconds / 60 if len(curve) else None
