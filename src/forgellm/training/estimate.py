@@ -147,7 +147,8 @@ def _weight_bytes(facts: ModelFacts, full: bool, device: Device) -> int:
 
 def _process_bytes(recipe: Recipe, device: Device) -> float:
     """What a process takes besides, whatever the model."""
-    is_lean = recipe.fine_tune_type == "full" or (device.kind == "cpu" and device.num_bytes == 2)
+    is_torch_cpu = device.engine == "torch" and device.kind == "cpu"
+    is_lean = recipe.fine_tune_type == "full" or (is_torch_cpu and device.num_bytes == 2)
     group = _GROUP_BYTES if recipe.num_processes > 1 else 0
     return _PROCESS_BYTES + group + (0 if is_lean else _LOSS_BYTES)
 
