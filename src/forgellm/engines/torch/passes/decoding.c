@@ -9,7 +9,7 @@
 #include <math.h>
 #include <stdint.h>
 
-enum { KEYS = 64, VALUES = 512 }; /* that are taken at a time */
+enum { KEYS = 32, VALUES = 512, /* that are taken at a time */ LINE = 64 /* bytes of the cache */ };
 
 /* x += a product, where there is one; out = weight * x / rms(x). */
 void step_norm(float *x, const T *product, size columns, const float *weight, float epsilon, T *out,
@@ -75,6 +75,10 @@ static void attend(const float *queries, const T *keys, const T *values, size le
         size count = length - start < KEYS ? length - start : KEYS;
         for (size j = 0; j < count; j++) {
             const T *key = keys + (start + j) * width;
+            for (size i = 0; i < width; i += LINE / sizeof(T)) {
+                __builtin_prefetch(key + KEYS * width + i);
+                __builtin_prefetch(values + (start + j) * width + i);
+            }
             EACH_VALUE
             for (size i = 0; i < width; i++) row[i] = FROM_T(key[i]);
             for (size g = 0; g < group; g++) {
