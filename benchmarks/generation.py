@@ -184,13 +184,25 @@ def turns(engine: Any) -> Figures:
 WORKS = {"one": one, "sixteen": sixteen, "turns": turns}
 
 
-def contenders(model: Path) -> dict[str, tuple[type, Path]]:
-    """What answers, and the file or folder that it loads."""
-    models, found = model.parent.parent, {OURS: (Ours, model), TRANSFORMERS: (Transformers, model)}
-    for folder in sorted(models.glob(f"published/{model.name}-*bit-g*"), reverse=True):
-        found[f"{OURS}, {folder.name.removeprefix(model.name + '-')}"] = Ours, folder
+@dataclass(frozen=True)
+class Contender:
+    """What answers, the file or folder that it loads, and the bits of its weights."""
+
+    kind: type
+    path: Path
+    bits: int
+
+
+def contenders(model: Path) -> dict[str, Contender]:
+    models = model.parent.parent
+    found = {OURS: Contender(Ours, model, 16), TRANSFORMERS: Contender(Transformers, model, 16)}
+    for folder in sorted(models.glob(f"published/{model.name}-*bit-g*")):
+        name = folder.name.removeprefix(f"{model.name}-")
+        found[f"{OURS}, {name}"] = Contender(Ours, folder, int(name.split("bit")[0]))
     for file in sorted(models.glob(f"exported/{model.name}-gguf-*/*.gguf")):
-        found[f"llama.cpp, {file.stem.removeprefix(model.name + '-')}"] = LlamaCpp, file
+        name = file.stem.removeprefix(f"{model.name}-")
+        bits = 16 if "16" in name else int(name[1])
+        found[f"llama.cpp, {name}"] = Contender(LlamaCpp, file, bits)
     return found
 
 
@@ -198,11 +210,14 @@ def measure(model: Path, work: str, rounds: int) -> None:
     known = contenders(model)
 
     def run(name: str) -> Figures:
-        python = sys.executable if known[name][0] is Ours else peer_python()
+        python = sys.executable if known[name].kind is Ours else peer_python()
         return run_contender([str(model), "--contender", work, name], python)
 
-    names = [name for name in known if work == "one" or name != TRANSFORMERS]
-    print_table(work, COLUMNS[work], take_turns(names, rounds, run))
+    found = take_turns([n for n in known if work == "one" or n != TRANSFORMERS], rounds, run)
+    for bits in (16, 8, 4):
+        of_these = {name: each for name, each in found.items() if known[name].bits == bits}
+        if of_these:
+            print_table(f"{work}, {bits} bits", COLUMNS[work], of_these)
 
 
 def main() -> None:
@@ -214,8 +229,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.contender:
         work, name = args.contender
-        kind, path = contenders(args.model)[name]
-        engine = kind(path, NUM_CHATS if work == "sixteen" else 1)
+        own = contenders(args.model)[name]
+        engine = own.kind(own.path, NUM_CHATS if work == "sixteen" else 1)
         print("\n" + json.dumps(WORKS[work](engine)), flush=True)
         return
     print_heading(f"Answering, {args.model.name}", ["torch", "transformers", "xllamacpp"])

@@ -28,6 +28,7 @@ from forgellm.engines.torch.block import DecoderBlock, letting_go
 from forgellm.engines.torch.cache import CacheShape, KeyValueCache
 from forgellm.engines.torch.compiled_step import compiled_step
 from forgellm.engines.torch.load import logit_scaling
+from forgellm.engines.torch.memory import let_go_of_weight_files
 from forgellm.engines.torch.own_code import OwnCode
 from forgellm.engines.torch.product import Product
 from forgellm.engines.torch.projection import Norm
@@ -183,9 +184,11 @@ def straight_model(model: Any) -> StraightModel | None:
     on a few random tokens, read together and one by one."""
     try:
         straight = StraightModel(model)
-        return straight if _agree(straight, OwnCode(model), model) else None
+        is_right = _agree(straight, OwnCode(model), model)
     except (AttributeError, TypeError, RuntimeError):
         return None
+    let_go_of_weight_files()  # which the own code has read
+    return straight if is_right else None
 
 
 @torch.inference_mode()
