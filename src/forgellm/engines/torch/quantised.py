@@ -1,4 +1,5 @@
-"""Layers whose weights stay in MLX's affine format, and are made plain a block of rows at a time.
+"""Layers whose weights stay in MLX's affine format, and are made plain a block of rows at a time, or
+multiplied as they are packed (`product`).
 
 A number is q * scale + bias, rounded after each of the two operations in the type that the model
 computes in, as `mx.dequantize` does it. `engines.affine` says how the numbers were made.
