@@ -53,7 +53,8 @@ def keep_freed_memory() -> None:
 def let_go_of_weight_files() -> None:
     """Give back the pages of weight files that this process has mapped: those of weights that were
     copied would else count as its memory for as long as others of the file are in use, and these are
-    found again in the system's cache. Does nothing where the system is not Linux."""
+    found again in the system's cache. Not to be called while another thread may write into weights
+    that are mapped. Does nothing where the system is not Linux."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         for mapping in _WEIGHT_MAPPINGS.finditer(Path("/proc/self/smaps").read_text()):

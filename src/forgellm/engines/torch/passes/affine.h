@@ -4,7 +4,7 @@
 #include "numbers.h"
 
 typedef struct {
-    const uint8_t *packed;      /* [height, width * bits / 8] */
+    const uint8_t *packed;       /* [height, width * bits / 8] */
     const void *scales, *biases; /* [height, width / group], of the type that is computed in */
     size bits, group, height, width;
 } affine;

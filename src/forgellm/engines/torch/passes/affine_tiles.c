@@ -11,7 +11,12 @@
 #include "affine.h"
 #include "tiles.h"
 
-enum { SIDE = 16, LONGEST = 64, HIGHEST = 127 * 128, AHEAD = 16384 /* bytes */ };
+enum {
+    SIDE = 16,           /* outputs of a tile, and columns */
+    LONGEST = 64,        /* inputs of a tile */
+    HIGHEST = 127 * 128, /* of the whole numbers that activations become */
+    AHEAD = 16384        /* bytes of weights that are fetched before they are read */
+};
 
 /* The same numbers tile after tile [height / 16, width / length, length * 16 * bits / 8], those in 4 bits
  * with the first half of a tile in the low ones; scales and biases [height / 16, groups, 16]. */
