@@ -246,10 +246,10 @@ _apply: Callable[..., Tensor] = _Block.apply
 
 def letting_go(layers: Iterable[Layer]) -> Iterator[Layer]:
     """`layers` in turn, while what is copied of weight files stops counting as memory."""
-    for number, layer in enumerate(layers, 1):
-        yield layer
-        if number % _LAYERS_COPIED == 0:
+    for number, layer in enumerate(layers):
+        if number and number % _LAYERS_COPIED == 0:
             let_go_of_weight_files()
+        yield layer
     let_go_of_weight_files()
 
 
