@@ -38,6 +38,7 @@ typedef struct {
 /* C [32, 32 * n] (+)= A [32, k] B, in steps of 32 columns; distances in elements of each. */
 static void multiply(const bf16 *a, size ld_a, const uint32_t *b, size ld_b, float *c, size ld_c,
                      size k, size columns, int adds) {
+    WRITTEN;
     for (size j = 0; j < columns; j += 32) {
         float *to = c + j;
         if (adds) {
