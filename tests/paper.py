@@ -32,16 +32,41 @@ def zipped(parts: dict[str, str | bytes]) -> bytes:
     return out.getvalue()
 
 
-def pdf(pages: list[str]) -> bytes:
-    """Text in Helvetica, a line for each of a page's."""
+def pdf(pages: list[str], encoding: str = "", font: str = "Helvetica") -> bytes:
+    """Text in `font`, a line for each of a page's. `encoding` is a PDF object that says which
+    characters the bytes mean."""
+    drawings = []
+    for text in pages:
+        lines = " T* ".join(f"({_escaped(line)}) Tj" for line in text.split("\n"))
+        drawings.append(f"BT /F1 12 Tf 14 TL 72 720 Td {lines} ET" if text else "0 0 m 9 9 l S")
+    return drawn_pdf(drawings, encoding, font)
+
+
+def placed_pdf(pages: list[list[tuple[float, float, str]]], font: str = "Helvetica") -> bytes:
+    """Each line of a page with its place: points from the left and from the bottom."""
+    drawings = [
+        " ".join(f"BT /F1 10 Tf {x} {y} Td ({_escaped(text)}) Tj ET" for x, y, text in lines)
+        for lines in pages
+    ]
+    return drawn_pdf(drawings, font=font)
+
+
+def _escaped(text: str) -> str:
+    for character in "\\()":
+        text = text.replace(character, f"\\{character}")
+    return "".join(c if " " <= c <= "~" else f"\\{ord(c):03o}" for c in text)
+
+
+def drawn_pdf(drawings: list[str], encoding: str = "", font: str = "Helvetica") -> bytes:
+    """A page for each content stream; its font is F1."""
+    kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(drawings)))
+    coded = f" /Encoding {encoding}" if encoding else ""
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
-        f"<< /Type /Pages /Count {len(pages)} /Kids [{' '.join(f'{4 + 2 * n} 0 R' for n in range(len(pages)))}] >>",
-        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        f"<< /Type /Pages /Count {len(drawings)} /Kids [{kids}] >>",
+        f"<< /Type /Font /Subtype /Type1 /BaseFont /{font}{coded} >>",
     ]
-    for number, text in enumerate(pages):
-        lines = " T* ".join(f"({line}) Tj" for line in text.split("\n"))
-        drawing = f"BT /F1 12 Tf 14 TL 72 720 Td {lines} ET" if text else "0 0 m 9 9 l S"
+    for number, drawing in enumerate(drawings):
         objects += [
             f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * number} 0 R "
             "/Resources << /Font << /F1 3 0 R >> >> >>",

@@ -16,7 +16,7 @@ from forgellm.data.reading.reader import Reader, SkipRow, Unreadable, decode, en
 from forgellm.data.reading.subtitles import read_subtitles
 
 # Raise it when a change here makes other text of the same file: cached tokens are then made anew.
-READER_VERSION = 2
+READER_VERSION = 10
 
 TEXT_FIELDS = ("text", "content", "body", "document")
 _ROWS_LOOKED_AT = 100

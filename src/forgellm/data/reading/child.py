@@ -22,7 +22,7 @@ from forgellm.data.reading.html import read_html
 from forgellm.data.reading.mail import read_eml, read_mbox
 from forgellm.data.reading.notebook import read_notebook
 from forgellm.data.reading.pdf import read_pdf
-from forgellm.data.reading.reader import Reader, Unreadable, reason_of
+from forgellm.data.reading.reader import Reader, Unreadable, only_text, reason_of
 
 MAX_MEMORY_BYTES = 3_000_000_000
 MAX_TEXT_BYTES = 100_000_000
@@ -71,7 +71,7 @@ def _frames(path: Path) -> Iterator[list[Any]]:
                 raise Unreadable(f"more than {MAX_TEXT_BYTES // 1_000_000} MB of text")
             yield from skipped
             skipped.clear()
-            yield ["text", number, text.encode("utf-8", "replace").decode()]
+            yield ["text", number, only_text(text)]
     except (Unreadable, UnicodeDecodeError, OSError) as error:
         yield from skipped
         yield ["unreadable", reason_of(error)]

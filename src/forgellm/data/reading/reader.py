@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ Reader = Callable[[Path, SkipRow], Iterator[tuple[int | None, str]]]
 """Yields (line, row or message number where a file holds several documents, text) without loading
 more of the file than one document, where the format allows. Raises Unreadable or OSError."""
 
+# What no text is made of: control characters but tab and line feed, halves of UTF-16 pairs, and the
+# two code points that are no characters.
+_NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
+_LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85]")
 _NOT_TEXT = "not UTF-8, nor UTF-16 with a byte order mark"
 
 
@@ -25,6 +30,11 @@ def reason_of(error: Unreadable | UnicodeDecodeError | OSError) -> str:
     if isinstance(error, OSError):
         return f"cannot be opened: {error.strerror}"
     return _NOT_TEXT if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def only_text(text: str) -> str:
+    """`text` without control characters, its lines ended by line feeds."""
+    return _NO_TEXT.sub("", _LINE_ENDS.sub("\n", text))
 
 
 def decode(raw: bytes) -> str:

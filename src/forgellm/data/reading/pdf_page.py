@@ -1,0 +1,148 @@
+"""The lines of a PDF's page, as they were printed: their text, and where they stand."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from forgellm.data.reading.divided_words import DIVIDED
+from forgellm.data.reading.tex_fonts import character_of
+
+# pdfium's signs for the hyphen of a word that goes on in the next line: in text, and in a range.
+_HYPHEN, _HYPHEN_IN_RANGE = "\x02", "\ufffe"
+_ODD = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\ue000-\uf8ff\ufb00-\ufb06\ufffe\uffff]"  # private use: pieces
+)
+_LIGATURES = dict(zip("\ufb00\ufb01\ufb02\ufb03\ufb04\ufb05\ufb06", "ff fi fl ffi ffl st st".split(), strict=True))  # fmt: skip
+_FIXED_PITCH = 1
+_CODE_FONT = re.compile(
+    r"mono|courier|typewriter|consol|menlo|code|CM\w*TT\d|TT\d+$", re.IGNORECASE
+)
+
+
+class Line(NamedTuple):
+    """Lengths are in points, from the left and the bottom of the page.
+
+    Attributes:
+        text: with `DIVIDED` where pdfium found that a word is divided. Then it goes on with the
+            next printed line.
+        first_word: how wide the first word is.
+        size: of the font.
+        is_code: whether it is set in a font of fixed pitch.
+    """
+
+    text: str
+    left: float = 0.0
+    right: float = 0.0
+    baseline: float = 0.0
+    first_word: float = 0.0
+    size: float = 0.0
+    is_code: bool = False
+
+
+class PageText:
+    """A text page of pypdfium2, read line by line.
+
+    Attributes:
+        num_unknown: characters of unknown meaning that were left out.
+    """
+
+    def __init__(self, page: Any) -> None:
+        import pypdfium2.raw as pdfium
+
+        self._pdfium = pdfium
+        self._kept = page  # it frees what its pointer leads to
+        self._page = page.raw
+        self._text = page.get_text_bounded()
+        self._characters = self._all_characters(page)
+        self.num_unknown = 0
+
+    def lines(self) -> list[Line]:
+        lines = []
+        position = 0
+        for text in self._text.split("\r\n"):
+            places = self._places(text, position)
+            if places:
+                position = places[-1] + 1
+            shown = _ODD.sub(lambda odd, places=places: self._shown(odd, places), text)  # type: ignore[misc]
+            lines.append(self._placed(shown.strip(" "), text, places))
+        return lines
+
+    def _all_characters(self, page: Any) -> str:
+        """A character for each that pdfium counts, so that a place in it is pdfium's index."""
+        text: str = page.get_text_range().replace(_HYPHEN_IN_RANGE, _HYPHEN)
+        count = page.count_chars()
+        if len(text) == count:
+            return text
+        get = self._pdfium.FPDFText_GetUnicode
+        return "".join(chr(get(self._page, index)) for index in range(count))
+
+    def _places(self, text: str, position: int) -> Sequence[int]:
+        """pdfium's indexes of a line's characters, looked for from `position` on; empty if lost."""
+        characters = self._characters
+        while characters.startswith("\r\n", position) and not text.startswith("\r"):
+            position += 2
+        if characters.startswith(text, position):
+            return range(position, position + len(text))
+        places = []
+        for character in text:  # pdfium ends lines at raised figures in the one text alone
+            position = characters.find(character, position)
+            if position < 0:
+                return ()
+            places.append(position)
+            position += 1
+        return places
+
+    def _shown(self, odd: re.Match[str], places: Sequence[int]) -> str:
+        """What is printed for a character that is none of text."""
+        character = odd[0]
+        if character in _LIGATURES:
+            return _LIGATURES[character]
+        if character == DIVIDED:  # printed in the middle of a line it is a hyphen like others
+            return DIVIDED if odd.end() == len(odd.string.rstrip(" ")) else "-"
+        index = places[odd.start()] if places else -1
+        if character == _HYPHEN_IN_RANGE:
+            return DIVIDED
+        if character == _HYPHEN and (
+            index < 0 or self._pdfium.FPDFText_IsHyphen(self._page, index)
+        ):
+            return DIVIDED
+        known = character_of(self._font(index)[0], ord(character)) if index >= 0 else None
+        if known is None:
+            if character == "\t" or "\ue000" <= character <= "\uf8ff":
+                return character
+            self.num_unknown += 1
+        return known or ""
+
+    def _placed(self, shown: str, text: str, places: Sequence[int]) -> Line:
+        if not shown or not places:
+            return Line(shown)
+        start = len(text) - len(text.lstrip(" "))
+        word = text[start:].partition(" ")[0]
+        first, last = places[start], places[len(text.rstrip(" ")) - 1]
+        left, _ = self._edges(first)
+        _, right = self._edges(last)
+        _, word_right = self._edges(places[start + len(word) - 1])
+        name, is_fixed = self._font(first)
+        size = float(self._pdfium.FPDFText_GetFontSize(self._page, first))
+        is_code = is_fixed or _CODE_FONT.search(name) is not None
+        return Line(shown, left, right, self._baseline(first), word_right - left, size, is_code)
+
+    def _edges(self, index: int) -> tuple[float, float]:
+        left, right, bottom, top = (ctypes.c_double() for _ in range(4))
+        self._pdfium.FPDFText_GetCharBox(self._page, index, left, right, bottom, top)
+        return left.value, right.value
+
+    def _baseline(self, index: int) -> float:
+        x, y = ctypes.c_double(), ctypes.c_double()
+        self._pdfium.FPDFText_GetCharOrigin(self._page, index, x, y)
+        return y.value
+
+    def _font(self, index: int) -> tuple[str, bool]:
+        """Name, and whether the PDF says that its characters are equally wide."""
+        name = ctypes.create_string_buffer(128)
+        flags = ctypes.c_int()
+        self._pdfium.FPDFText_GetFontInfo(self._page, index, name, 128, flags)
+        return name.value.decode("utf-8", "replace"), bool(flags.value & _FIXED_PITCH)
