@@ -48,22 +48,32 @@ def find_model(name: str, workspace: Workspace, *, allow_absolute: bool = False)
     With `allow_absolute` (only for names typed by the user of this machine) also any folder.
     Raises ModelNotFound with the places searched, or UnsupportedModel.
     """
+    shown, folder, kind = _locate(name, workspace, allow_absolute)
+    return ModelFolder(shown, folder, kind, check_model_files(folder))
+
+
+def find_folder(name: str, workspace: Workspace, *, allow_absolute: bool = False) -> Path:
+    """As `find_model`, of a model that need not be safe to open, nor whole. Raises ModelNotFound."""
+    return _locate(name, workspace, allow_absolute)[1]
+
+
+def _locate(name: str, workspace: Workspace, allow_absolute: bool) -> tuple[str, Path, ModelKind]:
     searched: list[str] = []
     if allow_absolute and name[:1] in ("/", "~"):
         outside = Path(os.path.expanduser(name))
         if _is_complete(outside, name, searched):
-            return ModelFolder(name, outside, "base", check_model_files(outside))
+            return name, outside, "base"
         raise ModelNotFound(name, searched, suggestion="Give the folder that holds config.json.")
     for below in (workspace.base_models, workspace.models, workspace.root):
         place = below.relative_to(workspace.root).as_posix() + "/"
         folder = _folder_in_workspace(name, workspace, below)
         if folder is not None and _is_complete(folder, place, searched):
-            return _open_in_workspace(folder, workspace)
+            return _in_workspace(folder, workspace)
         if folder is None:
             searched.append(place)
     snapshot = find_snapshot(name) if is_hub_id(name) else None
     if snapshot is not None and _is_complete(snapshot, hub_cache_shown(), searched):
-        return ModelFolder(name, snapshot, "cached", check_model_files(snapshot))
+        return name, snapshot, "cached"
     if snapshot is None:
         started = is_hub_id(name) and cache_folder(name).is_dir()
         searched.append(hub_cache_shown() + " (incomplete: not fully downloaded)" * started)
@@ -109,12 +119,12 @@ def _folder_in_workspace(name: str, workspace: Workspace, below: Path) -> Path |
     return folder if (folder / "config.json").is_file() else None
 
 
-def _open_in_workspace(folder: Path, workspace: Workspace) -> ModelFolder:
+def _in_workspace(folder: Path, workspace: Workspace) -> tuple[str, Path, ModelKind]:
     parts = Path(workspace.relative(folder)).parts
     if parts[:1] == (workspace.models.name,):
         parts = parts[1:]
     kind = _KINDS.get(parts[0], "base") if parts else "base"
-    return ModelFolder("/".join(parts) or ".", folder, kind, check_model_files(folder))
+    return "/".join(parts) or ".", folder, kind
 
 
 def _is_complete(folder: Path, place: str, searched: list[str]) -> bool:

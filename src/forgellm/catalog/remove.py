@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from forgellm.atomic import remove_folder
-from forgellm.catalog.find import cache_folder, find_model, is_hub_id
-from forgellm.errors import Conflict, InvalidRequest, ModelNotFound, UnsupportedModel
+from forgellm.catalog.find import cache_folder, find_folder, is_hub_id
+from forgellm.errors import Conflict, InvalidRequest, ModelNotFound
 from forgellm.paths import Workspace
 
 
@@ -30,19 +30,19 @@ def remove_model(name: str, workspace: Workspace, in_use: Iterable[str]) -> int:
 def _folder_of(name: str, workspace: Workspace) -> Path:
     if is_hub_id(name) and cache_folder(name).is_dir():
         return cache_folder(name)
-    model = find_model(name, workspace)
+    folder = find_folder(name, workspace)  # one that cannot be opened can still be deleted
     removable = (workspace.base_models.resolve(), workspace.published_models.resolve())
-    if model.path.parent not in removable:
+    if folder.parent not in removable:
         raise InvalidRequest(
-            f"{model.name} is no model of its own, so it is not deleted here",
+            f"{name} is no model of its own, so it is not deleted here",
             suggestion="A run goes to the trash: forgellm runs delete NAME, or DELETE "
             "/api/runs/{name}.",
         )
-    return model.path
+    return folder
 
 
 def _is_of(name: str, folder: Path, workspace: Workspace) -> bool:
     try:
-        return find_model(name, workspace, allow_absolute=True).path.is_relative_to(folder)
-    except (ModelNotFound, UnsupportedModel):
+        return find_folder(name, workspace, allow_absolute=True).is_relative_to(folder)
+    except ModelNotFound:
         return False

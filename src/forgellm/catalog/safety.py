@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from forgellm.catalog.safetensors_header import read_header
+from forgellm.catalog.whole import require_fit
 from forgellm.errors import UnsupportedModel
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -31,7 +32,8 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_model_files(folder: Path) -> dict[str, Any]:
-    """The folder's parsed `config.json`, once all of its files are found safe to open.
+    """The folder's parsed `config.json`, once all of its files are found safe to open and to belong
+    together.
 
     Raises UnsupportedModel.
     """
@@ -48,8 +50,8 @@ def check_model_files(folder: Path) -> dict[str, Any]:
             suggestion="Use a model published with .safetensors files, or import a GGUF with: "
             "forgellm models import FILE.gguf",
         )
-    for file in files:
-        read_header(file)
+    tensors = {name: info for file in files for name, info in read_header(file).items()}
+    require_fit(folder, config, tensors)
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,14 @@ from mlx_lm.utils import load_model as load_mlx_lm
 
 from forgellm import hardware
 from forgellm.engines.mlx.rope import flat_rope
+from forgellm.engines.whole import require_whole
 from forgellm.errors import UnsupportedModel
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 COMPILE_ON_CPU = False
+_EXTRA = re.compile(r"Received \d+ parameters not in model: \n(.*)\.", re.DOTALL)
+_MISSING = re.compile(r"Missing \d+ parameters: \n(.*)\.", re.DOTALL)
+_SHAPE = re.compile(r"Expected shape (.*) but received shape (.*) for parameter (.*)")
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
@@ -64,7 +69,8 @@ def load_model(folder: Path, dtype: mx.Dtype) -> tuple[nn.Module, dict[str, Any]
     """Weights and configuration from a local folder; no code of the model's own is run.
 
     Quantised weights stay as they are, everything else becomes `dtype`. Raises UnsupportedModel
-    when mlx-lm does not know the architecture or the files are bad.
+    when mlx-lm does not know the architecture, the files are bad, or the weights are not just those
+    that the architecture has.
     """
     try:
         rope = flat_rope(load_config(folder))
@@ -72,11 +78,23 @@ def load_model(folder: Path, dtype: mx.Dtype) -> tuple[nn.Module, dict[str, Any]
         model.set_dtype(dtype)
         mx.eval(model.parameters())
     except (ValueError, KeyError, OSError, TypeError, AttributeError, RuntimeError) as error:
+        _require_whole(str(error))
         raise UnsupportedModel(
             f"The model cannot be loaded: {_first_line(error)}",
             suggestion="Use a text model whose architecture mlx-lm knows, or the torch engine.",
         ) from error
     return model, config
+
+
+def _require_whole(message: str) -> None:
+    """Raises UnsupportedModel where MLX says which weights do not fit: it does so in words alone."""
+    if extra := _EXTRA.match(message):
+        require_whole((), extra[1].split(",\n"))
+    if missing := _MISSING.match(message):
+        require_whole(missing[1].split(",\n"), ())
+    if shape := _SHAPE.match(message):
+        asked, has = ([int(n) for n in re.findall(r"\d+", shape[i])] for i in (1, 2))
+        require_whole((), (), [(shape[3], has, asked)])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from forgellm import hardware
-from forgellm.catalog.safety import weight_files
+from forgellm.catalog import read_facts
+from forgellm.catalog.safety import MAX_CONFIG_BYTES, read_json, weight_files
+from forgellm.engines.whole import first_extra_layer, foreign, require_whole
 from forgellm.errors import UnsupportedModel
 
 # Set before transformers is imported: a local folder never needs the hub.
@@ -24,6 +26,11 @@ from safetensors.torch import load_file
 from transformers.initialization import no_init_weights
 
 from forgellm.engines.torch import attention, quantised
+
+# Weights that a configuration describes beyond this are not those beside it. What lies below is
+# found by name, once it is loaded.
+_MOST_TIMES_HELD = 2
+_SMALL_MODEL = 1_000_000
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -61,26 +68,50 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """Load safetensors weights from a local folder; no code of the model's own is run.
 
     Weights in MLX's affine format stay packed. Raises UnsupportedModel when transformers does not
-    know the architecture, the files are bad, or the weights are quantised in another way.
+    know the architecture, the files are bad, the weights are not just those that the architecture
+    has, or they are quantised in another way.
     """
     is_packed = bool(affine_settings(folder))
     try:
+        _require_size(folder)
         if is_packed:
             return _load_quantised(folder, dtype).to(device)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=dtype,
             attn_implementation=attention.NAME,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are named below
         )
     except (ValueError, KeyError, OSError, TypeError, ImportError, RuntimeError) as error:
         raise UnsupportedModel(
             f"The model cannot be loaded: {_first_line(error)}",
             suggestion="Use a text model whose architecture transformers knows.",
         ) from error
+    extra = foreign(found["unexpected_keys"], first_extra_layer(model.config.get_text_config()))
+    require_whole(found["missing_keys"], extra, list(found["mismatched_keys"]))
     return model.to(device)
+
+
+def _require_size(folder: Path) -> None:
+    """Raises UnsupportedModel where the configuration describes a much larger model than the weights
+    are, before memory is taken for it."""
+    config = transformers.AutoConfig.from_pretrained(
+        str(folder), trust_remote_code=False, local_files_only=True
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    described = sum(parameter.numel() for parameter in model.parameters())
+    held = read_facts(folder, read_json(folder / "config.json", MAX_CONFIG_BYTES)).num_parameters
+    if described > _MOST_TIMES_HELD * held + _SMALL_MODEL:
+        raise UnsupportedModel(
+            f"config.json describes a model of {described} parameters; its weights hold {held}",
+            suggestion="Use the config.json that was published with these weights.",
+            details={"described": described, "held": held},
+        )
 
 
 def affine_settings(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from forgellm.engines.torch.passes.affine import plain_rows
+from forgellm.engines.whole import first_extra_layer, foreign, require_whole
 from forgellm.errors import UnsupportedModel
 
 _CPU_BLOCK = 1_000_000  # numbers made plain at a time: about a core's cache
@@ -186,18 +187,21 @@ def install(model: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
     if tied and isinstance(embedding, QuantisedEmbedding) and isinstance(head, nn.Linear):
         model.set_output_embeddings(QuantisedLinear(embedding.weights, None))
     plain = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
-    found = model.load_state_dict(plain, strict=False, assign=True)
-    absent = found.missing_keys
+    own = model.state_dict()
+    odd = [
+        (n, t.shape, own[n].shape) for n, t in plain.items() if n in own and t.shape != own[n].shape
+    ]
+    found = model.load_state_dict(
+        {name: tensor for name, tensor in plain.items() if name not in {n for n, _, _ in odd}},
+        strict=False,
+        assign=True,
+    )
+    absent = set(found.missing_keys) - {name for name, _, _ in odd}
     if tied and isinstance(head, nn.Linear) and model.get_output_embeddings() is head:
         model.tie_weights()
-        absent = [name for name in absent if not name.endswith("lm_head.weight")]
-    extra = [name for name in found.unexpected_keys if not name.endswith("rotary_emb.inv_freq")]
-    if absent or extra:
-        problem = "lacks" if absent else "has no place for"
-        raise UnsupportedModel(
-            f"The model cannot be loaded: it {problem} {(absent or extra)[0][:80]}",
-            suggestion="Use the mlx engine, or the model's bfloat16 release.",
-        )
+        absent = {name for name in absent if not name.endswith("lm_head.weight")}
+    extra = foreign(found.unexpected_keys, first_extra_layer(model.config.get_text_config()))
+    require_whole(absent, extra, odd)
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -219,6 +223,9 @@ def _quantised(
             f"The model cannot be loaded: its quantised layer {name[:80]} is not as expected",
             suggestion="Use the mlx engine, or the model's bfloat16 release.",
         ) from error
+    rows = getattr(layer, "out_features", getattr(layer, "num_embeddings", len(words)))
+    if len(words) != rows:
+        require_whole((), (), [(f"{name}.weight", (len(words),), (rows,))])
     if isinstance(layer, nn.Linear):
         weights = AffineWeight(words, scales.to(dtype), biases.to(dtype), layer.in_features)
         return QuantisedLinear(weights, layer.bias)
