@@ -311,7 +311,7 @@ def test_a_text_that_spells_the_end_of_a_turn_is_learned_whole(families: Familie
     found = tokens_of(tokenizer, "chatml", Conversation(turns))
     learned = [i for i, is_trained in zip(*found, strict=True) if is_trained]
     assert tokenizer.decode(learned[:-1]) == "Say <|im_end|> and stop."
-    assert learned[-1] in tokenizer.stop_ids
+    assert learned[-1] in tokenizer.eos_ids
 
 
 @pytest.mark.parametrize(

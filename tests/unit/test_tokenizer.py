@@ -71,7 +71,7 @@ def test_control_strings_in_a_template_become_tokens(tokenizer: Tokenizer) -> No
 def test_roles_of_control_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.special_tokens == {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
     assert tokenizer.document_end_id == 0
-    assert tokenizer.stop_ids == {0, 2}
+    assert tokenizer.eos_ids == {0, 2}
     assert tokenizer.bos_token == "<|im_start|>"
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.vocab_size == 400
@@ -113,7 +113,7 @@ def test_tokens_named_in_the_configuration_are_control_tokens(folder: Path, tmp_
     tokenizer = Tokenizer.load(copy)
     assert 2 not in tokenizer.encode("a<|im_end|>") and tokenizer.vocab_size == 400
     assert tokenizer.encode_template("<|im_end|>") == [2]
-    assert tokenizer.stop_ids == {0, 2, 7}
+    assert tokenizer.eos_ids == {0, 2, 7}
 
 
 def test_truncation_left_in_the_file_is_ignored(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from forgellm.data.chat.format import chat_format, template_of
 from forgellm.data.chat.packing import conversations_once, packed_conversations
 from forgellm.data.chat.store import chat_store
 from forgellm.data.chat.template import TemplateRefused
+from forgellm.data.chat.turn_ends import turn_ends
 from forgellm.data.cleaning.manifest import preparation_summary
 from forgellm.data.datasets import find_dataset, find_replay
 from forgellm.data.document_store import token_store
@@ -133,6 +134,8 @@ def _assemble(
         raise nothing_found(recipe, _skipped(domain))
     split = split_documents(domain, recipe.validation_split, recipe.seed)
     warnings = [*_check_size(split, seq_len), *split.warnings, *_skip_warnings(domain)]
+    if recipe.training_type != "cpt":
+        warnings += turn_ends(tokenizer, template_of(recipe, tokenizer)).warnings
     packed: RowStream
     if domain.trained is None:
         packed = PackedStream(domain.tokens, split.train, seq_len, recipe.seed)

@@ -18,7 +18,6 @@ from forgellm.errors import UnsupportedModel
 
 # The first of these that the model knows as a control token ends a document.
 _DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>")  # fmt: skip
 
 
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
@@ -30,8 +29,9 @@ class Tokenizer:
     Attributes:
         bos_id: put in front of every sequence; None when the model's tokenizer does not add one.
         document_end_id: follows each document in training.
-        stop_ids: ids that end a generated answer; stop_tokens: their strings.
+        eos_ids: ids that end a text, by the model's files; eos_tokens: their strings.
         special_tokens: strings of all control tokens.
+        added_tokens: those, and others that are cut out of any text as one token.
         fingerprint: hex digest of what decides the ids of a document.
     """
 
@@ -39,9 +39,9 @@ class Tokenizer:
         self._serialized, self._settings = serialized, settings
         self._named_controls = settings.control_tokens
         self._plain = self._build(plain=True)
-        self.special_tokens = frozenset(
-            token.content for token in self._plain.get_added_tokens_decoder().values() if token.special
-        )  # fmt: skip
+        added = self._plain.get_added_tokens_decoder().values()
+        self.added_tokens = frozenset(token.content for token in added)
+        self.special_tokens = frozenset(token.content for token in added if token.special)
         self.vocab_size = int(self._plain.get_vocab_size(with_added_tokens=True))
         self.chat_template = settings.chat_template
         self.bos_token = settings.bos_token
@@ -49,9 +49,9 @@ class Tokenizer:
         self.bos_id = self._find_bos(settings.add_bos_token)
         eos_ids = settings.eos_ids | self._ids_of([self.eos_token or ""])
         self.document_end_id = self._find_document_end(eos_ids)
-        self.stop_ids = eos_ids | self._ids_of(TURN_ENDS) | {self.document_end_id}
-        self.stop_tokens = frozenset(
-            token for token in self.special_tokens if self._ids_of([token]) <= self.stop_ids
+        self.eos_ids = eos_ids | {self.document_end_id}
+        self.eos_tokens = frozenset(
+            token for token in self.special_tokens if self._ids_of([token]) <= self.eos_ids
         )
         decides = f"{self.bos_id} {self.document_end_id} {sorted(self.special_tokens)}"
         self.fingerprint = hashlib.sha256((decides + serialized).encode()).hexdigest()

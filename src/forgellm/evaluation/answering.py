@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import GenerateEngine
-from forgellm.generation.prompt import build_prompt
+from forgellm.generation.prompt import build_prompt, stops_of
 from forgellm.generation.session import Done, answer
 from forgellm.schema.generation import Sampling
 
@@ -45,7 +45,8 @@ def greedy(
     raises. A prompt that fills the context has an empty answer."""
     ids = build_prompt(tokenizer, prompt, [], is_base_model=plain)
     sampling = Sampling.greedy(max_tokens)
-    items = answer(engine, tokenizer, ids, sampling, stop=() if stop is None else (stop,))
+    stops = (*([] if stop is None else [stop]), *stops_of(tokenizer, is_base_model=plain))
+    items = answer(engine, tokenizer, ids, sampling, stop=stops)
     return next(item for item in items if isinstance(item, Done))
 
 

@@ -9,7 +9,7 @@ from time import perf_counter
 
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import GenerateEngine
-from forgellm.generation.prompt import build_prompt, require_room
+from forgellm.generation.prompt import build_prompt, require_room, stops_of
 from forgellm.generation.session import Done, Token, answer
 from forgellm.schema.generation import Message, Sampling
 
@@ -54,7 +54,9 @@ class Conversation:
     def _answer(self, prompt: str, prompt_ids: list[int]) -> Generator[Token | Done]:
         said, num_tokens, started = "", 0, perf_counter()
         try:
-            with closing(answer(self.engine, self.tokenizer, prompt_ids, self.sampling)) as items:
+            stop = stops_of(self.tokenizer, is_base_model=self.is_base_model)
+            items = answer(self.engine, self.tokenizer, prompt_ids, self.sampling, stop=stop)
+            with closing(items):
                 for item in items:
                     if isinstance(item, Token):
                         said += item.text

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 from forgellm.data.chat.template import ChatTemplate, TemplateRefused, Turn, without_system_turns
+from forgellm.data.chat.turn_ends import stop_texts
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import InvalidRequest
 from forgellm.schema.generation import Message
@@ -28,14 +29,18 @@ def build_prompt(
     `is_base_model` true joins everything as plain text; None lets the presence of a chat template
     decide. Raises InvalidRequest, with the template's own words where it refuses the conversation.
     """
-    if is_base_model is None:
-        is_base_model = tokenizer.chat_template is None
+    is_base_model = _is_plain(tokenizer, is_base_model)
     turns: list[Turn] = [{"role": turn.role, "content": turn.content} for turn in history]
     turns.append({"role": "user", "content": prompt})
     ids = _plain_ids(tokenizer, turns) if is_base_model else _chat_ids(tokenizer, turns)
     if not ids:
         raise InvalidRequest("The prompt is empty", suggestion="Send some text as `prompt`.")
     return ids
+
+
+def stops_of(tokenizer: Tokenizer, *, is_base_model: bool | None = None) -> tuple[str, ...]:
+    """The strings at which an answer to a prompt of `build_prompt` stops, besides its end tokens."""
+    return () if _is_plain(tokenizer, is_base_model) else stop_texts(tokenizer)
 
 
 def require_room(prompt_ids: list[int], context_length: int) -> None:
@@ -47,6 +52,10 @@ def require_room(prompt_ids: list[int], context_length: int) -> None:
             details={"prompt_tokens": len(prompt_ids), "context_length": context_length},
             suggestion="Send a shorter prompt, or leave out the oldest turns of the history.",
         )
+
+
+def _is_plain(tokenizer: Tokenizer, is_base_model: bool | None) -> bool:
+    return tokenizer.chat_template is None if is_base_model is None else is_base_model
 
 
 def _plain_ids(tokenizer: Tokenizer, turns: list[Turn]) -> list[int]:

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
 
+from forgellm.data.chat.turn_ends import stop_ids
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import GenerateEngine, ScoredToken
 from forgellm.generation.stop_strings import StopStrings
@@ -77,11 +78,12 @@ def answer(
     text = TextStream(tokenizer)
     shown = _Shown(stop)
     was_cancelled = False
-    with closing(_tokens(engine, tokenizer, prompt_ids, sampling, num_top)) as tokens:
+    ends = stop_ids(tokenizer)
+    with closing(_tokens(engine, prompt_ids, sampling, ends, num_top)) as tokens:
         for token_id, score in tokens:
             if score is not None:
                 shown.hold(PlacedScore(len(text.emitted), score))
-            if token_id not in tokenizer.stop_ids:
+            if token_id not in ends:
                 yield shown.add(text.add(token_id))
             was_cancelled = is_cancelled()
             if shown.is_complete or was_cancelled:
@@ -109,16 +111,16 @@ def answer(
 
 def _tokens(
     engine: GenerateEngine,
-    tokenizer: Tokenizer,
     prompt_ids: list[int],
     sampling: Sampling,
+    ends: frozenset[int],
     num_top: int | None,
 ) -> Generator[tuple[int, ScoredToken | None]]:
     if num_top is not None:
-        for token in engine.generate_scored(prompt_ids, sampling, tokenizer.stop_ids, num_top):
+        for token in engine.generate_scored(prompt_ids, sampling, ends, num_top):
             yield token.token_id, token
         return
-    ids = engine.generate(prompt_ids, sampling, tokenizer.stop_ids)
+    ids = engine.generate(prompt_ids, sampling, ends)
     try:
         for token_id in ids:
             yield token_id, None

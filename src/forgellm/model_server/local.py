@@ -9,7 +9,8 @@ from typing import Any
 
 from starlette.responses import Response
 
-from forgellm.generation.prompt import build_prompt, require_room
+from forgellm.data.chat.turn_ends import stop_ids
+from forgellm.generation.prompt import build_prompt, require_room, stops_of
 from forgellm.generation.session import CANCELLED, Done, Token, answer
 from forgellm.model_server.backend import ScoredText
 from forgellm.model_server.loading import LoadedModel
@@ -90,6 +91,7 @@ def _prepare(model: LoadedModel, request: GenerateRequest) -> Work[ScoredText | 
             model.tokenizer,
             ids,
             request,
+            stop=stops_of(model.tokenizer, is_base_model=request.is_base_model),
             num_top=request.top_logprobs,
             is_cancelled=is_cancelled,
         )
@@ -98,17 +100,17 @@ def _prepare(model: LoadedModel, request: GenerateRequest) -> Work[ScoredText | 
                 yield (
                     item
                     if isinstance(item, Done)
-                    else _named(item, names, model.tokenizer.stop_ids)
+                    else _named(item, names, stop_ids(model.tokenizer))
                 )
 
     return work
 
 
-def _named(token: Token, names: TokenNames | None, stop_ids: frozenset[int]) -> ScoredText:
+def _named(token: Token, names: TokenNames | None, ends: frozenset[int]) -> ScoredText:
     """The scores are those of the text, so the token that ends an answer is left out."""
     if names is None:
         return ScoredText(token.text)
-    found = [score for score in token.scores if score.token.token_id not in stop_ids]
+    found = [score for score in token.scores if score.token.token_id not in ends]
     return ScoredText(
         token.text, [_score_item(names.score(score.offset, score.token)) for score in found]
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
+from forgellm.data.chat.turn_ends import stop_ids
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import InvalidRequest
-from forgellm.generation.prompt import build_prompt, require_room
+from forgellm.generation.prompt import build_prompt, require_room, stops_of
 from forgellm.generation.session import (
     CANCELLED,
     Done,
@@ -79,7 +80,7 @@ def prepare_chat(model: LoadedModel, request: ChatCompletionRequest) -> Work[Pie
             prompts=[_Prompt(ids, "")],
             n=request.n,
             sampling=_sampling(request, max_tokens),
-            stop=request.stops,
+            stop=(*request.stops, *stops_of(model.tokenizer)),
             num_top=(request.top_logprobs or 0) if request.logprobs else None,
             echo=False,
             scores_end=False,
@@ -189,6 +190,7 @@ class _Choice:
         if task.sampling is None:
             return replace(CANCELLED, finish_reason="length")
         start = len(self._prompt.text) if task.echo else 0
+        ends = stop_ids(tokenizer)
         items = answer(
             engine,
             tokenizer,
@@ -204,7 +206,7 @@ class _Choice:
             scores = tuple(
                 self._names.score(start + score.offset, score.token)
                 for score in item.scores
-                if task.scores_end or score.token.token_id not in tokenizer.stop_ids
+                if task.scores_end or score.token.token_id not in ends
             )
             if item.text or scores:
                 yield Piece(self._index, item.text, scores)

@@ -9,6 +9,7 @@ from typing import Any
 
 from forgellm import __version__
 from forgellm.catalog import ModelFolder
+from forgellm.data.chat.turn_ends import stop_texts, stop_tokens
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.publishing.card_head import card_head, licence_shown
 from forgellm.publishing.sources import shown_name
@@ -55,7 +56,8 @@ The licence of the model it was made of ({licence}) applies.
 def modelfile(file_name: str, tokenizer: Tokenizer, context_length: int) -> str:
     """For `ollama create`. A token that cannot be quoted there is left to the file itself."""
     lines = [f"FROM ./{file_name}", f"PARAMETER num_ctx {min(context_length, _MAX_CONTEXT)}"]
-    stops = [token for token in sorted(tokenizer.stop_tokens) if _QUOTABLE.fullmatch(token)]
+    stops = [token for token in sorted(stop_tokens(tokenizer)) if _QUOTABLE.fullmatch(token)]
+    stops += [text for text in stop_texts(tokenizer) if _QUOTABLE.fullmatch(text)]
     return "\n".join([*lines, *(f'PARAMETER stop "{token}"' for token in stops)]) + "\n"
 
 

@@ -7,32 +7,42 @@ from pathlib import Path
 from typing import Any
 
 from forgellm.catalog.gguf_export_tokenizer import TokenizerFacts, tokenizer_metadata
-from forgellm.data.tokenizer import TURN_ENDS, Tokenizer
-
-_MESSAGE_END = "<|eom_id|>"
+from forgellm.data.chat.turn_ends import stop_ids, turn_ends
+from forgellm.data.tokenizer import Tokenizer
 
 
 def carried_tokenizer(model: Path, tokenizer: Tokenizer, num_rows: int) -> dict[str, Any]:
     """The tokenizer as GGUF metadata; `num_rows` is the embedding's. Raises UnsupportedModel."""
     text = (model / "tokenizer.json").read_text("utf-8")
     ids = {token: tokenizer.token_id(token) for token in tokenizer.special_tokens}
-    ends = {token: ids[token] for token in TURN_ENDS if ids.get(token) in tokenizer.stop_ids}
-    message_end = ends.pop(_MESSAGE_END, None)
-    eos = ids.get(tokenizer.eos_token or "")
+    named = ids.get(tokenizer.eos_token or "")
+    eos = tokenizer.document_end_id if named is None else named
+    eot, eom = _turn_ends(tokenizer, eos)
     facts = TokenizerFacts(
         control_tokens=tokenizer.special_tokens,
         bos=tokenizer.bos_id
         if tokenizer.bos_id is not None
         else ids.get(tokenizer.bos_token or ""),
-        eos=tokenizer.document_end_id if eos is None else eos,
-        eot=next(iter(ends.values()), None),
-        eom=message_end,
+        eos=eos,
+        eot=eot,
+        eom=eom,
         unknown=ids.get(_named(model, "unk_token")),
         padding=ids.get(_named(model, "pad_token")),
         add_bos=tokenizer.bos_id is not None,
         chat_template=tokenizer.chat_template,
     )
     return tokenizer_metadata(text, facts, num_rows)
+
+
+def _turn_ends(tokenizer: Tokenizer, eos: int) -> tuple[int | None, int | None]:
+    """What else ends an answer: a GGUF file has two more keys for it. llama.cpp knows the usual ends
+    of a document by their names."""
+    source = tokenizer.chat_template
+    tokens = () if source is None else turn_ends(tokenizer, source).tokens
+    found = [index for token in tokens if (index := tokenizer.token_id(token)) is not None]
+    found += sorted(stop_ids(tokenizer) - {*found, eos, tokenizer.document_end_id})
+    eot = found[0] if found else None
+    return eot, next((index for index in found[1:] if index != eos), None)
 
 
 def _named(model: Path, key: str) -> str:

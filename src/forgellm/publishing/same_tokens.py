@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from forgellm.data.chat.template import ChatTemplate, TemplateRefused
+from forgellm.data.chat.turn_ends import stop_ids
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import ForgeError
 from forgellm.publishing.comparison import general_texts
@@ -22,7 +23,7 @@ def require_same_tokens(model: Tokenizer, made: Tokenizer, what: str) -> None:
 
     Raises ForgeError, which says what differs.
     """
-    if ends := sorted(model.stop_ids - made.stop_ids):
+    if ends := sorted(stop_ids(model) - made.eos_ids):
         raise _not_the_same(
             what, f"a token that ends an answer is lost ({_shown(model, ends)})", tokens=ends
         )

@@ -1,16 +1,16 @@
 """Where in a rendered conversation the assistant's own words are, whatever they are.
 
 The assistant's part of a turn begins where a prompt for it would end, and ends with the control
-token that ends the turn. Both are found by rendering, so that no template needs markers for it.
+token, or the text, that ends the turn. All are found by rendering, so that no template needs markers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set
 from typing import Any, Literal
 
 from forgellm.data.chat.rows import RowRefused
 from forgellm.data.chat.template import ChatTemplate, Part, Shape, Slot
+from forgellm.data.chat.turn_ends import TurnEnds
 
 LossOn = Literal["assistant", "last", "all"]
 """All answers, the last one, or every token."""
@@ -25,7 +25,7 @@ def layout_of(
     tools: list[Any] | None,
     loss_on: LossOn | int,
     template: ChatTemplate,
-    stop_tokens: Set[str],
+    ends: TurnEnds,
 ) -> Layout:
     """`loss_on` may be how many of the last answers are learned. Raises RowRefused, TemplateRefused."""
     whole = template.parts(shape, for_answer=False, tools=tools)
@@ -37,12 +37,12 @@ def layout_of(
     spans = []
     for number in answers:
         prompt = template.parts(shape[:number], for_answer=True, tools=tools)
-        spans.append(_span(number, whole, prompt, stop_tokens))
+        spans.append(_span(number, whole, prompt, ends))
     return _cut(whole, spans)
 
 
 def _span(
-    number: int, whole: list[Part], prompt: list[Part], stop_tokens: Set[str]
+    number: int, whole: list[Part], prompt: list[Part], ends: TurnEnds
 ) -> tuple[_Place, _Place]:
     """Where the assistant's part of turn `number` begins and ends."""
     own = [n for n, part in enumerate(whole) if isinstance(part, Slot) and part.turn == number]
@@ -55,10 +55,10 @@ def _span(
     )
     for n in range(said[0], following):
         words, first = str(whole[n]), said[1] if n == said[0] else 0
-        found = ((words.find(token, first), token) for token in stop_tokens)
-        ends = [place + len(token) for place, token in found if place >= 0]
-        if ends:
-            return start, (n, min(ends))
+        found = ((words.find(end, first), end) for end in (*ends.tokens, *ends.texts))
+        if places := [(place, -len(end)) for place, end in found if place >= 0]:
+            place, less = min(places)  # the longest where several begin
+            return start, (n, place - less)
     return start, said if own else (following, 0)
 
 

@@ -32,7 +32,7 @@ from forgellm.data.token_store import (
 )
 from forgellm.data.tokenizer import Tokenizer
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _BATCH_ROWS = 256  # fewer take longer to send than to encode
 _MARK_BYTES = 2_000_000
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {

@@ -19,6 +19,7 @@ from forgellm.data.chat.template import (
     shape_of,
     without_system_turns,
 )
+from forgellm.data.chat.turn_ends import turn_ends
 from forgellm.data.tokenizer import Tokenizer
 
 _MAX_LAYOUTS = 1000
@@ -59,6 +60,7 @@ class ChatRuns:
     def __init__(self, tokenizer: Tokenizer, template: str) -> None:
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer, template)
+        self._ends = turn_ends(tokenizer, template)
         self._known_layout = lru_cache(maxsize=_MAX_LAYOUTS)(self._layout)
 
     def runs(self, conversation: Conversation, loss_on: LossOn | int) -> list[Run]:
@@ -92,7 +94,7 @@ class ChatRuns:
     def _layout(
         self, shape: Shape, loss_on: LossOn | int, tools: list[Any] | None = None
     ) -> Layout:
-        return layout_of(shape, tools, loss_on, self._template, self._tokenizer.stop_tokens)
+        return layout_of(shape, tools, loss_on, self._template, self._ends)
 
     def _require_safe_tools(self, turns: list[Turn], tools: list[Any] | None) -> None:
         """What a template writes of tools by itself cannot be told from its own words."""
