@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from forgellm import supervisor
 from forgellm.cli.main import main
@@ -187,15 +189,25 @@ def test_without_vllm_or_gpu_it_says_so(
 def test_what_vllm_cannot_serve_is_refused(
     trained: Run, workspace: Workspace, tmp_path: Path
 ) -> None:
-    weights = next(trained.folder.glob("*_adapters.safetensors"))
+    weights = load_file(next(trained.folder.glob("*_adapters.safetensors")))
     config: dict[str, Any] = json.loads((trained.folder / "adapter_config.json").read_text())
-    for changes, words in (
-        ({"fine_tune_type": "dora"}, "DoRA"),
-        ({"lora_parameters": config["lora_parameters"] | {"rank": 513}}, "up to rank 512"),
+    magnitudes = {
+        name.replace("lora_b", "m"): np.ones(value.shape[1], "f4")
+        for name, value in weights.items()
+        if name.endswith("lora_b")
+    }
+    wide = {
+        name: np.ones((len(v), 513) if name.endswith("lora_a") else (513, v.shape[1]), "f4")
+        for name, v in weights.items()
+    }
+    parameters = {"rank": 513, "scale": 2.0}
+    for tensors, changes, words in (
+        (weights | magnitudes, {"fine_tune_type": "dora", "use_dora": True}, "DoRA"),
+        (wide, {"lora_parameters": parameters, "r": 513, "lora_alpha": 1026}, "up to rank 512"),
     ):
         folder = tmp_path / words[:2]
         folder.mkdir()
-        (folder / "adapters.safetensors").write_bytes(weights.read_bytes())
+        save_file(tensors, folder / "adapters.safetensors")
         (folder / "adapter_config.json").write_text(json.dumps(config | changes))
         scratch = folder / "scratch"
         scratch.mkdir()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from forgellm.engines.adapter import require_finite
 from forgellm.engines.merging import by_layer
 from forgellm.errors import CheckpointCorrupt, UnsupportedModel
 
@@ -19,7 +20,8 @@ Parts = dict[str, Array]
 def read_layers(file: Path) -> dict[str, Parts]:
     """For each adapted layer its `lora_a` [in, rank], `lora_b` [rank, out] and, for DoRA, `m` [out].
 
-    Raises CheckpointCorrupt, and UnsupportedModel for the layers of a mixture of experts.
+    Raises CheckpointCorrupt, and UnsupportedModel for the layers of a mixture of experts and for
+    numbers like NaN.
     """
     try:
         tensors = load_file(file)
@@ -32,6 +34,8 @@ def read_layers(file: Path) -> dict[str, Parts]:
                 f"{name} holds experts, whose adapters only the MLX engine uses.",
                 suggestion="Publish the checkpoint instead: forgellm publish --run RUN",
             )
+        for part, value in parts.items():
+            require_finite(file, f"{name}.{part}", bool(np.isfinite(value).all()))
     return {
         layer: {part: value.astype(np.float32) for part, value in parts.items()}
         for layer, parts in layers.items()

@@ -99,7 +99,7 @@ def write_model(
     """What `write_weights` writes, with the base's tokenizer and the first chat template that a run
     brings. Raises CheckpointCorrupt, UnsupportedModel, DiskFull."""
     for run, checkpoint in made_of:
-        require_own_settings(run, checkpoint)
+        require_own_settings(run, checkpoint.weights)
     try:
         write_weights()
     except SafetensorError as error:  # how a full disk shows there
@@ -141,14 +141,15 @@ def require_room(folder: Path, needed: float, what_takes: str) -> None:
         )
 
 
-def require_own_settings(run: Run, checkpoint: Checkpoint) -> None:
+def require_own_settings(run: Run, weights: Path) -> None:
     """Raises CheckpointCorrupt where the adapter's scale, which is not in the checkpoint's manifest,
     does not follow from the recipe."""
-    if checkpoint.weights.is_dir():
+    if weights.is_dir():
         return
     recipe = run.record().recipe
     config = read_json(run.folder / "adapter_config.json") or {}
-    found = config.get("lora_parameters", {})
+    found = config.get("lora_parameters")
+    found = found if isinstance(found, dict) else {}
     scale = (recipe.lora_alpha or 2.0 * recipe.lora_rank) / recipe.lora_rank
     expected = (recipe.fine_tune_type, recipe.lora_rank, scale)
     if (config.get("fine_tune_type"), found.get("rank"), found.get("scale")) != expected:

@@ -10,7 +10,7 @@ from pathlib import Path
 from forgellm.catalog import ModelFolder, find_model
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import GenerateEngine
-from forgellm.engines.merged_model import model_of
+from forgellm.engines.merged_model import model_of, require_own_settings
 from forgellm.errors import CheckpointNotFound, InvalidRequest, ModelNotFound, PathNotFound
 from forgellm.paths import Workspace
 from forgellm.runs.checkpoints import (
@@ -56,6 +56,8 @@ def find_source(
     adapter = own_model = None
     if request.adapter_path:
         adapter = find_weights(request.adapter_path, workspace, allow_absolute=allow_absolute)
+        if (adapter.parent / "run.json").is_file():
+            require_own_settings(open_run(workspace, adapter.parent), adapter)
         own_model = _merged_model_under(adapter, request, workspace)
     model = own_model or _find_model(request.model_name, workspace, allow_absolute).path
     return Source(model, adapter, request.engine, request.dtype, request.kv_bits)

@@ -85,7 +85,7 @@ def build_adapter(
     with file_lock(exported / ".publish.lock"):
         target = check_export(wanted, workspace)
         verify(checkpoint)
-        require_own_settings(run, checkpoint)
+        require_own_settings(run, checkpoint.weights)
         record = run.record()
         base = model_of(record, workspace, record.recipe.engine)
         require_room(exported, checkpoint.weights.stat().st_size, "The adapter takes")

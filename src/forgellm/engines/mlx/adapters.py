@@ -11,7 +11,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
 
-from forgellm.engines.adapter import LoraSettings, require_fit, settings_beside
+from forgellm.engines.adapter import LoraSettings, require_finite, require_fit, settings_beside
 from forgellm.engines.layers import layer_index, target_layers
 from forgellm.engines.mlx.tensor_files import read_tensors, save_tensors
 from forgellm.errors import UnsupportedModel
@@ -43,6 +43,14 @@ def save_adapter(model: nn.Module, file: Path) -> None:
     save_tensors(file, adapter_tensors(model))
 
 
+def read_adapter(file: Path) -> dict[str, mx.array]:
+    """Raises CheckpointCorrupt if the file is damaged, UnsupportedModel for numbers like NaN."""
+    tensors = read_tensors(file)
+    for name, value in tensors.items():
+        require_finite(file, name, bool(mx.isfinite(value).all()))
+    return tensors
+
+
 def copy_into(model: nn.Module, tensors: dict[str, mx.array]) -> None:
     """Give a model's adapters the values of a file. Raises UnsupportedModel if names differ."""
     own = adapter_tensors(model)
@@ -59,13 +67,14 @@ def attach_adapter(model: nn.Module, file: Path) -> None:
 
     Raises UnsupportedModel, CheckpointCorrupt.
     """
-    tensors = read_tensors(file)
+    tensors = read_adapter(file)
+    settings = settings_beside(file)
     layers = sorted({name.rpartition(".")[0] for name in tensors}, key=_order)
     known = dict(model.named_modules())
     for name in layers:
         if not isinstance(known.get(name), _LINEAR):
             raise UnsupportedModel(f"The adapter does not fit this model: it has no layer {name}.")
-    _adapt(model, layers, settings_beside(file))
+    _adapt(model, layers, settings)
     copy_into(model, tensors)
 
 

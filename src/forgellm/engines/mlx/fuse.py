@@ -17,8 +17,8 @@ from forgellm.engines import merging
 from forgellm.engines.adapter import settings_beside
 from forgellm.engines.base import Agreement, WeightChange
 from forgellm.engines.mlx import load
-from forgellm.engines.mlx.adapters import attach_adapter, merged_weight
-from forgellm.engines.mlx.tensor_files import Tensors, read_tensors, save_tensors
+from forgellm.engines.mlx.adapters import attach_adapter, merged_weight, read_adapter
+from forgellm.engines.mlx.tensor_files import Tensors, save_tensors
 
 _QUANTISED_PARTS = ("scales", "biases")
 
@@ -138,7 +138,7 @@ class _AdapterMerge:
 
     def __init__(self, file: Path, model_path: Path) -> None:
         self._scale = settings_beside(file).scale
-        self._parts = merging.adapter_parts(file, read_tensors(file), model_path)
+        self._parts = merging.adapter_parts(file, read_adapter(file), model_path)
 
     def __call__(self, name: str, tensor: mx.array) -> mx.array:
         parts = self._parts.get(name)

@@ -33,7 +33,7 @@ from forgellm.engines.mlx.preference import (
 from forgellm.engines.mlx.process_group import process_group
 from forgellm.engines.mlx.random_state import random_state, set_random_state
 from forgellm.engines.mlx.scoring import device_batch, packed_hidden_states, prove_packing
-from forgellm.engines.mlx.tensor_files import Tensors, read_tensors
+from forgellm.engines.mlx.tensor_files import Tensors
 from forgellm.engines.preference import preference_figures
 from forgellm.errors import ConfigError
 from forgellm.schema.recipe import Recipe
@@ -282,7 +282,7 @@ class MlxTrainEngine:
 
     def load_weights(self, weights: Path) -> None:
         if self._lora is not None:
-            adapters.copy_into(self.model, read_tensors(weights))
+            adapters.copy_into(self.model, adapters.read_adapter(weights))
         else:
             checkpoint.restore_model(self.model, weights)
         self.params = self._trainable()

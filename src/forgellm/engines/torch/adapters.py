@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from forgellm.engines.adapter import require_fit, settings_beside
+from forgellm.engines.adapter import require_finite, require_fit, settings_beside
 from forgellm.engines.torch.lora import LINEAR, LoraLinear, lora_layers
 from forgellm.engines.torch.sharding import fill, whole
 from forgellm.errors import CheckpointCorrupt, UnsupportedModel
@@ -33,11 +33,13 @@ def save_adapter(model: nn.Module, file: Path | None) -> None:
 
 
 def read_adapter(file: Path) -> dict[str, Tensor]:
-    """Raises CheckpointCorrupt if the file is damaged."""
+    """Raises CheckpointCorrupt if the file is damaged, UnsupportedModel for numbers like NaN."""
     try:
         tensors: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointCorrupt(f"{file.name} cannot be read: {error}") from error
+    for name, value in tensors.items():
+        require_finite(file, name, bool(value.isfinite().all()))
     return tensors
 
 
@@ -58,12 +60,12 @@ def attach_adapter(model: nn.Module, file: Path) -> None:
     Raises UnsupportedModel, CheckpointCorrupt.
     """
     tensors = read_adapter(file)
+    settings = settings_beside(file)
     layers = sorted({name.rpartition(".")[0] for name in tensors})
     known = dict(model.named_modules())
     for name in layers:
         if not isinstance(known.get(name), LINEAR):
             raise UnsupportedModel(f"The adapter does not fit this model: it has no layer {name}.")
-    settings = settings_beside(file)
     generator = torch.Generator().manual_seed(0)
     for name in layers:
         parent_name, _, child = name.rpartition(".")
