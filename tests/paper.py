@@ -17,10 +17,14 @@ RELATIONS = (
     'officeDocument" Target="word/document.xml"/></Relationships>'
 )
 WORD = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+MATH = 'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math"'
 OFFICE = (
     'xmlns:office="urn:oasis:names:tc:opendocument:xmlns:office:1.0" '
     'xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0" '
-    'xmlns:table="urn:oasis:names:tc:opendocument:xmlns:table:1.0"'
+    'xmlns:table="urn:oasis:names:tc:opendocument:xmlns:table:1.0" '
+    'xmlns:draw="urn:oasis:names:tc:opendocument:xmlns:drawing:1.0" '
+    'xmlns:style="urn:oasis:names:tc:opendocument:xmlns:style:1.0" '
+    'xmlns:xlink="http://www.w3.org/1999/xlink"'
 )
 
 
@@ -81,21 +85,21 @@ def drawn_pdf(drawings: list[str], encoding: str = "", font: str = "Helvetica") 
     return out + f"{trailer}startxref\n{len(out)}\n%%EOF\n".encode()
 
 
-def docx(paragraphs: list[str], body: str | None = None) -> bytes:
+def docx(paragraphs: list[str], body: str | None = None, **more: str | bytes) -> bytes:
+    """`more` are parts by their names."""
     inner = "".join(f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>" for text in paragraphs)
-    document = (
-        f'<?xml version="1.0"?><w:document {WORD}><w:body>{body or inner}</w:body></w:document>'
-    )
+    document = f'<?xml version="1.0"?><w:document {WORD} {MATH}><w:body>{body or inner}</w:body></w:document>'
     parts: dict[str, str | bytes] = {
         "[Content_Types].xml": CONTENT_TYPES,
         "_rels/.rels": RELATIONS,
         "word/document.xml": document,
+        **more,
     }
     return zipped(parts)
 
 
-def odt(body: str, **parts: str | bytes) -> bytes:
-    content = f'<?xml version="1.0"?><office:document-content {OFFICE}><office:body><office:text>{body}</office:text></office:body></office:document-content>'
+def odt(body: str, styles: str = "", **parts: str | bytes) -> bytes:
+    content = f'<?xml version="1.0"?><office:document-content {OFFICE}><office:automatic-styles>{styles}</office:automatic-styles><office:body><office:text>{body}</office:text></office:body></office:document-content>'
     return zipped(
         {"mimetype": "application/vnd.oasis.opendocument.text", "content.xml": content, **parts}
     )

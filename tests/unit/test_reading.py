@@ -69,7 +69,7 @@ ODT_BODY = (
     [
         ("a.pdf", pdf(["First page", "Second page"]), "First page\n\nSecond page"),
         ("a.docx", docx(["One.", "Two."]), "One.\nTwo."),
-        ("t.docx", docx([], TABLE), "Head\na\nb"),
+        ("t.docx", docx([], TABLE), "Head\na\tb"),
         ("a.odt", odt(ODT_BODY), "Head\nOne  two\tthree\nfour\ncell"),
         ("a.epub", epub(["<p>Last</p>", "<h1>First</h1>"]), "First\n\nLast"),
         ("a.eml", EML, "Grüße\n\nSee you.\n> Before."),

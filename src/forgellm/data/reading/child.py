@@ -17,12 +17,14 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from forgellm.data.reading.archives import read_docx, read_epub, read_odt
+from forgellm.data.reading.epub import read_epub
 from forgellm.data.reading.html import read_html
 from forgellm.data.reading.mail import read_eml, read_mbox
 from forgellm.data.reading.notebook import read_notebook
+from forgellm.data.reading.opendocument import read_odt
 from forgellm.data.reading.pdf import read_pdf
 from forgellm.data.reading.reader import Reader, Unreadable, only_text, reason_of
+from forgellm.data.reading.word import read_docx
 
 MAX_MEMORY_BYTES = 3_000_000_000
 MAX_TEXT_BYTES = 100_000_000

@@ -14,9 +14,9 @@ Reader = Callable[[Path, SkipRow], Iterator[tuple[int | None, str]]]
 """Yields (line, row or message number where a file holds several documents, text) without loading
 more of the file than one document, where the format allows. Raises Unreadable or OSError."""
 
-# What no text is made of: control characters but tab and line feed, halves of UTF-16 pairs, and the
-# two code points that are no characters.
-_NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
+# What nobody sees in a text: control characters but tab and line feed, halves of UTF-16 pairs, the two
+# code points that are no characters, and the soft hyphen, which says where a word may be divided.
+_NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\ud800-\udfff\ufffe\uffff]")
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85]")
 _NOT_TEXT = "not UTF-8, nor UTF-16 with a byte order mark"
 
@@ -33,7 +33,7 @@ def reason_of(error: Unreadable | UnicodeDecodeError | OSError) -> str:
 
 
 def only_text(text: str) -> str:
-    """`text` without control characters, its lines ended by line feeds."""
+    """`text` without control characters and soft hyphens, its lines ended by line feeds."""
     return _NO_TEXT.sub("", _LINE_ENDS.sub("\n", text))
 
 
