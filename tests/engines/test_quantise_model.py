@@ -89,8 +89,12 @@ def test_the_command_makes_a_model_that_loads_by_its_name(
 
 def test_what_lies_beside_the_weights_is_the_same(made: Workspace) -> None:
     base, out = made.base_models / "tiny", made.published_models / NAME
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (out / name).read_bytes() == (base / name).read_bytes()
+    # The template ends turns with token 2, which the model's own settings do not say.
+    before, after = (json.loads((f / "generation_config.json").read_text()) for f in (base, out))
+    assert (before.pop("eos_token_id"), after.pop("eos_token_id")) == (0, [0, 2])
+    assert before == after
     assert sorted(path.name for path in out.iterdir()) == sorted(
         {path.name for path in base.iterdir()} | {"README.md", LINEAGE_NAME}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,26 @@ def test_without_vllm_or_gpu_it_says_so(
     monkeypatch.setenv("PATH", programs(tmp_path / "bin", script, has_gpu=has_gpu))
     assert main([*VLLM, "--workspace", str(workspace.root)]) == 1
     assert words in capsys.readouterr().err.splitlines()[0]
+
+
+def test_answers_end_where_the_template_of_the_adapters_ends_them(
+    trained: Run, workspace: Workspace, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    template = "{% for m in messages %}{{ m.content + '<|im_start|>' }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    weights = next(folder.glob("*_adapters.safetensors"))
+    (folder / "run.json").unlink()
+    for named, expected in ((str(weights), [0, 1, 2]), (None, [0, 2])):
+        scratch = tmp_path / f"scratch-{len(expected)}"
+        scratch.mkdir()
+        wanted = find_wanted("tiny", [named] if named else [], workspace)
+        command = build_command("vllm", wanted, 1, scratch)
+        settings = Path(command[command.index("--generation-config") + 1])
+        assert json.loads((settings / "generation_config.json").read_text()) == {
+            "eos_token_id": expected
+        }
 
 
 def test_what_vllm_cannot_serve_is_refused(

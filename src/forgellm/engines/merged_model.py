@@ -14,6 +14,7 @@ from forgellm.atomic import file_lock, read_json, storage_error, whole_folder
 from forgellm.catalog import ModelFolder, find_model
 from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME
 from forgellm.engines.base import FuseEngine
+from forgellm.engines.chat_files import carry_template, name_turn_ends
 from forgellm.engines.registry import load_fuse_engine
 from forgellm.errors import CheckpointCorrupt, DiskTooSmall
 from forgellm.paths import Workspace
@@ -97,7 +98,7 @@ def write_model(
     write_weights: Callable[[], None],
 ) -> None:
     """What `write_weights` writes, with the base's tokenizer and the first chat template that a run
-    brings. Raises CheckpointCorrupt, UnsupportedModel, DiskFull."""
+    brings, whose ends of a turn its files name. Raises CheckpointCorrupt, UnsupportedModel, DiskFull."""
     for run, checkpoint in made_of:
         require_own_settings(run, checkpoint.weights)
     try:
@@ -109,8 +110,9 @@ def write_model(
     copy_beside_weights(base, out)
     for run, _ in made_of:
         if (run.folder / CHAT_TEMPLATE_NAME).is_file():  # what its conversations were read with
-            shutil.copyfile(run.folder / CHAT_TEMPLATE_NAME, out / CHAT_TEMPLATE_NAME)
+            carry_template(run.folder / CHAT_TEMPLATE_NAME, out)
             break
+    name_turn_ends(out)
 
 
 def copy_beside_weights(base: Path, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from forgellm import __version__
 from forgellm.atomic import file_lock, whole_folder
 from forgellm.catalog import ModelFolder
 from forgellm.child import OnProgress
+from forgellm.data.chat.turn_ends import turn_end_ids
+from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME, Tokenizer
 from forgellm.engines.adapter import LoraSettings, settings_beside
 from forgellm.engines.merged_model import model_of, require_own_settings, require_room
 from forgellm.paths import Workspace
@@ -20,6 +23,7 @@ from forgellm.publishing.exports import check_export
 from forgellm.publishing.sources import id_of, name_of, shown_name
 from forgellm.runs.checkpoints import verify, weights_sha256
 from forgellm.runs.lineage import start_checkpoint
+from forgellm.runs.store import Run
 from forgellm.schema.exports import ExportRequest
 
 _CARD = """\
@@ -42,6 +46,11 @@ The licence of the base model ({licence}) applies.
 _MERGED = """
 That model was itself made of an earlier run and is in no hub. Publish this checkpoint instead, for
 a model that stands alone: `forgellm publish --run {run} --iteration {iteration}`.
+"""
+_TURNS = """
+Its conversations were read with a chat template that is not the base model's: `chat_template.jinja`.
+Give it to the program that runs the adapter, and let answers end at the tokens {ids}, which the
+files of `{base}` do not all name: `eos_token_id` of transformers' `generate`, `{tokens}` of mlx_lm.
 """
 _WHAT = {
     "peft": "PEFT reads it",
@@ -92,6 +101,7 @@ def build_adapter(
         with whole_folder(target, "the adapter") as folder:
             on_progress(0.3, "writing the adapter")
             files = _write(wanted.format, checkpoint.weights, base, run.name, folder)
+            turns = _carry_turns(run, base, folder)
             verify(checkpoint)  # it may have been replaced while it was read
             on_progress(0.9, "describing it")
             command = ["forgellm", "models", "export", id_of(run, checkpoint)]
@@ -105,7 +115,7 @@ def build_adapter(
             publish = {"run": run.name, "iteration": checkpoint.iteration}
             merged = _MERGED.format(**publish) if base.name.startswith("merged/") else ""
             settings = settings_beside(checkpoint.weights)
-            card = _card(wanted.format, base, settings, command, facts, merged)
+            card = _card(wanted.format, base, settings, command, facts, merged + turns)
             (folder / "README.md").write_text(card, "utf-8")
             write_lineage(
                 folder, wanted.format, [id_of(run, checkpoint)], command,
@@ -121,6 +131,18 @@ def _write(kind: str, weights: Path, base: ModelFolder, name: str, out: Path) ->
     if kind == "mlx":
         return write_mlx(weights, shown_name(base.name), out)
     return write_gguf_lora(weights, name, base, out)
+
+
+def _carry_turns(run: Run, base: ModelFolder, out: Path) -> str:
+    """The run's own chat template beside the adapter, where it has one, and what to say of it."""
+    template = run.folder / CHAT_TEMPLATE_NAME
+    if not template.is_file():
+        return ""
+    shutil.copyfile(template, out / CHAT_TEMPLATE_NAME)
+    ends = turn_end_ids(Tokenizer.load(base.path, run.folder))
+    ids = ", ".join(map(str, ends.values())) or "none"
+    tokens = " ".join(f'--extra-eos-token "{token}"' for token in ends)
+    return _TURNS.format(base=shown_name(base.name), ids=ids, tokens=tokens)
 
 
 def _card(

@@ -16,6 +16,7 @@ from forgellm.catalog.safety import weight_files
 from forgellm.child import OnProgress
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import Agreement
+from forgellm.engines.chat_files import name_turn_ends
 from forgellm.engines.merged_model import copy_beside_weights, require_room
 from forgellm.engines.merging import comparison_dtype
 from forgellm.engines.quantising import plan_quantising, read_back, write_quantised
@@ -67,6 +68,7 @@ def build_quantised(
                 lambda done: on_progress(0.02 + 0.38 * done, "rounding the weights"),
             )  # fmt: skip
             copy_beside_weights(model.path, out)
+            name_turn_ends(out)
             read_back(plan, out)
             compared = _compared(model, out, wanted, on_progress)
             path = workspace.relative(published / name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from forgellm.catalog.gguf_export_tokenizer import TokenizerFacts, tokenizer_metadata
-from forgellm.data.chat.turn_ends import stop_ids, turn_ends
+from forgellm.data.chat.turn_ends import stop_ids, turn_end_ids
 from forgellm.data.tokenizer import Tokenizer
 
 
@@ -37,9 +37,7 @@ def carried_tokenizer(model: Path, tokenizer: Tokenizer, num_rows: int) -> dict[
 def _turn_ends(tokenizer: Tokenizer, eos: int) -> tuple[int | None, int | None]:
     """What else ends an answer: a GGUF file has two more keys for it. llama.cpp knows the usual ends
     of a document by their names."""
-    source = tokenizer.chat_template
-    tokens = () if source is None else turn_ends(tokenizer, source).tokens
-    found = [index for token in tokens if (index := tokenizer.token_id(token)) is not None]
+    found = list(turn_end_ids(tokenizer).values())
     found += sorted(stop_ids(tokenizer) - {*found, eos, tokenizer.document_end_id})
     eot = found[0] if found else None
     return eot, next((index for index in found[1:] if index != eos), None)

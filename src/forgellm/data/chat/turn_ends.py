@@ -83,17 +83,22 @@ def turn_ends(tokenizer: Tokenizer, source: str) -> TurnEnds:
     return known[source]
 
 
+def turn_end_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The tokens that end an answer under the model's own template, with their ids."""
+    source = tokenizer.chat_template
+    tokens = () if source is None else turn_ends(tokenizer, source).tokens
+    ids = ((token, tokenizer.token_id(token)) for token in tokens)
+    return {token: number for token, number in ids if number is not None}
+
+
 def stop_tokens(tokenizer: Tokenizer) -> frozenset[str]:
     """The strings of all tokens that end an answer: of a text, and of the template's turns."""
-    if tokenizer.chat_template is None:
-        return tokenizer.eos_tokens
-    return tokenizer.eos_tokens | set(turn_ends(tokenizer, tokenizer.chat_template).tokens)
+    return tokenizer.eos_tokens | turn_end_ids(tokenizer).keys()
 
 
 def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """The ids of `stop_tokens`, and those that the model's files name without a token for them."""
-    ids = (tokenizer.token_id(token) for token in stop_tokens(tokenizer))
-    return tokenizer.eos_ids | {number for number in ids if number is not None}
+    return tokenizer.eos_ids | set(turn_end_ids(tokenizer).values())
 
 
 def stop_texts(tokenizer: Tokenizer) -> tuple[str, ...]:

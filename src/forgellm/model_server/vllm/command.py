@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forgellm import hardware
+from forgellm.atomic import write_json
 from forgellm.catalog import ModelFolder
 from forgellm.catalog.safety import check_model_files
+from forgellm.data.chat.turn_ends import stop_ids
 from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME, Tokenizer
 from forgellm.engines.adapter import settings_beside
+from forgellm.engines.chat_files import GENERATION_NAME
 from forgellm.errors import EngineUnavailable, InvalidRequest, UnsupportedModel
 from forgellm.generation.loading import Source, find_source
 from forgellm.model_server.openai_models import id_of
@@ -102,8 +105,9 @@ def build_command(program: str, wanted: Wanted, port: int, scratch: Path) -> lis
     command = [program, "serve", str(wanted.model), "--served-model-name", wanted.named.id]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--allowed-origins", "[]", "--disable-uvicorn-access-log"]
-    command += ["--generation-config", "vllm"]  # what is asked for counts, not the model's own wish
-    if template := _chat_template(wanted):
+    template = _chat_template(wanted)
+    command += ["--generation-config", str(_generation_config(wanted.model, template, scratch))]
+    if template:
         command += ["--chat-template", str(template)]
     if not wanted.adapters:
         return command
@@ -165,6 +169,14 @@ def _chat_template(wanted: Wanted) -> Path | None:
             suggestion="Serve them one by one, or publish them.",
         )
     return next(iter(found.values()), None)
+
+
+def _generation_config(model: Path, template: Path | None, scratch: Path) -> Path:
+    """A folder whose generation_config.json says where answers end, and nothing else: what is asked
+    for counts, not the model's own wish."""
+    tokenizer = Tokenizer.load(model, template.parent if template else None)
+    write_json(scratch / GENERATION_NAME, {"eos_token_id": sorted(stop_ids(tokenizer))})
+    return scratch
 
 
 def _allowed_rank(rank: int) -> int:
