@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from forgellm.catalog.safetensors_header import read_header
-from forgellm.engines.layers import inside_block
+from forgellm.engines.layers import INPUTS_FIRST, inside_block, layer_index
 from forgellm.errors import CheckpointCorrupt, UnsupportedModel
 from forgellm.schema.recipe import LoraTarget, Recipe
 
@@ -58,11 +58,12 @@ def require_trainable(recipe: Recipe, *, is_quantised: bool) -> None:
 
 
 def adapter_config(
-    settings: LoraSettings, layer_names: list[str], base_model: str
+    settings: LoraSettings, layer_names: list[str], base_model: str, model_type: str
 ) -> dict[str, Any]:
-    """Contents of `adapter_config.json`, for mlx-lm and PEFT. `layer_names` are full names."""
+    """Contents of `adapter_config.json`, for mlx-lm and PEFT. `layer_names` are full names,
+    `model_type` is that of the base's `config.json`."""
     keys = sorted({inside_block(name) for name in layer_names})
-    blocks = {name.split(".layers.", 1)[-1].split(".", 1)[0] for name in layer_names}
+    blocks = {index for name in layer_names if (index := layer_index(name)) is not None}
     return {
         "fine_tune_type": "dora" if settings.dora else "lora",
         "num_layers": len(blocks),
@@ -80,7 +81,8 @@ def adapter_config(
         "lora_dropout": settings.dropout,
         "use_dora": settings.dora,
         "target_modules": sorted({key.rsplit(".", 1)[-1] for key in keys}),
-        "layers_to_transform": sorted(int(block) for block in blocks if block.isdigit()),
+        "layers_to_transform": sorted(blocks),
+        "fan_in_fan_out": model_type in INPUTS_FIRST,
         "bias": "none",
     }
 

@@ -124,6 +124,8 @@ class TrainEngine(Protocol):
 
     info: EngineInfo
     group: ProcessGroup
+    warnings: list[str]
+    """Sentences about what of the model is not trained as one might expect."""
 
     def step(self, batch: Batch, learning_rate: float, update: bool) -> None:
         """Add the gradient of `batch`; with `update`, divide by the tokens (or pairs) counted since the

@@ -22,7 +22,7 @@ import numpy as np
 
 from forgellm.engines.adapter import settings_beside
 from forgellm.engines.adapter_arrays import Array, Parts, read_layers, weight_change
-from forgellm.engines.merging import by_stored_name, require_shape
+from forgellm.engines.merging import by_stored_name, require_shape, stores_inputs_first
 from forgellm.schema.combining import CombineMethod
 
 SAMPLE_ROWS = 4
@@ -111,19 +111,25 @@ class Combination:
         ]
 
     @cached_property
+    def _inputs_first(self) -> bool:
+        return stores_inputs_first(self.model_path)
+
+    @cached_property
     def names(self) -> frozenset[str]:
         """Raises CheckpointCorrupt, UnsupportedModel."""
         return frozenset(name for _, layers in self.adapters for name in layers)
 
     def __call__(self, name: str, weight: Array) -> Array:
-        """`weight` [out, in] with the combined change added. Raises UnsupportedModel."""
-        changes, weights = [], []
+        """`weight`, as the base stores it, with the combined change added. Raises UnsupportedModel."""
+        stored, changes, weights = weight, [], []
+        weight = stored.T if self._inputs_first else stored
         for (scale, layers), share in zip(self.adapters, self.weights, strict=True):
             if parts := layers.get(name):
                 require_shape(name, weight.shape, parts)
                 changes.append(weight_change(weight, parts, scale))
                 weights.append(share)
         random = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
-        changed = weight + combine(changes, weights, self.method, self.density, random)
+        change = combine(changes, weights, self.method, self.density, random)
+        changed = stored + (change.T if self._inputs_first else change)
         self.samples[name] = changed[:SAMPLE_ROWS].copy()
         return changed

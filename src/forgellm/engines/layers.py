@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from forgellm.errors import ConfigError
+from forgellm.errors import ConfigError, UnsupportedModel
 from forgellm.schema.recipe import LoraTarget
 
-ATTENTION_NAMES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value"})
+_IN_ATTENTION = re.compile(r"(?:^|[._])(?:attn|attention)(?:[._]|$)")
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+# Model types whose linear layers are transformers' Conv1D, with weights [in, out].
+INPUTS_FIRST = frozenset({"gpt2", "openai-gpt"})
 
 
 def layer_index(name: str) -> int | None:
     """The block number in a module name such as `model.layers.12.mlp.up_proj`."""
-    match = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", name)
+    match = _BLOCK.search(name)
     return int(match.group(1)) if match else None
 
 
@@ -27,11 +30,19 @@ def target_layers(
 ) -> list[str]:
     """Those of a model's linear layers, inside blocks, that `lora_target` and `num_layers` select.
 
-    Raises ConfigError if `lora_target` names a layer that the model does not have.
+    Raises UnsupportedModel if there are none, and ConfigError if `lora_target` names a layer that
+    the model does not have.
     """
     linears = {n: i for n in linear_names if (i := layer_index(n)) is not None}
+    if not linears:
+        raise UnsupportedModel(
+            "LoRA finds no linear layer in this model's blocks",
+            suggestion="Train its weights themselves: fine_tune_type full.",
+        )
     first = 0 if num_layers is None else max(0, num_blocks(linears) - num_layers)
     chosen = [n for n, i in linears.items() if i >= first and _matches(n, target)]
+    if not chosen and target == "all":
+        raise ConfigError.one("num_layers", "the last layers of this model have no linear layer")
     if not chosen or (
         isinstance(target, list) and not all(any(_matches(n, [t]) for n in linears) for t in target)
     ):
@@ -45,9 +56,8 @@ def target_layers(
 def _matches(name: str, target: LoraTarget) -> bool:
     if target == "all":
         return True
-    last = name.rsplit(".", 1)[-1]
     if target == "attention":
-        return last in ATTENTION_NAMES
+        return _IN_ATTENTION.search(inside_block(name)) is not None
     return any(name == t or name.endswith("." + t) for t in target)
 
 
@@ -60,4 +70,5 @@ def last_blocks(parameter_names: Iterable[str], num_layers: int | None) -> list[
 
 def inside_block(name: str) -> str:
     """`self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
-    return name.split(".layers.", 1)[-1].split(".", 1)[-1]
+    match = _BLOCK.search(name)
+    return name[match.end() :] if match else name

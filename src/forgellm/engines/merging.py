@@ -16,6 +16,7 @@ from forgellm.catalog.facts import read_facts
 from forgellm.catalog.safetensors_header import read_header
 from forgellm.catalog.safety import weight_files
 from forgellm.engines.base import Agreement
+from forgellm.engines.layers import INPUTS_FIRST, inside_block, layer_index
 from forgellm.errors import CheckpointCorrupt, UnsupportedModel
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -108,18 +109,27 @@ def by_stored_name(
 
 
 def _stored_name(layer: str, stored: list[str]) -> str:
-    """The tensor that holds a layer's weight; models with more than text put a prefix before it."""
+    """The tensor that holds a layer's weight. What stands before the blocks differs: GPT-2's files
+    begin with them, and those of models with more than text have other parts beside them."""
     wanted = f"{layer}.weight"
     if wanted in stored:
         return wanted
-    inside = wanted.removeprefix("model.")
-    found = [name for name in stored if name.endswith(f".{inside}")]
+    place = layer_index(wanted), inside_block(wanted)
+    found = [name for name in stored if (layer_index(name), inside_block(name)) == place]
+    if len(found) > 1:
+        found = [name for name in found if "language_model" in name]
     if len(found) != 1:
         raise UnsupportedModel(
             f"The adapter cannot be merged: the base has no tensor for {layer}.",
             suggestion="Use the adapter beside the base model instead.",
         )
     return found[0]
+
+
+def stores_inputs_first(model_path: Path) -> bool:
+    """Whether a model's files have the weights of linear layers as [in, out]."""
+    config = json.loads((model_path / "config.json").read_text("utf-8"))
+    return config.get("model_type") in INPUTS_FIRST
 
 
 def require_shape(name: str, shape: tuple[int, ...], parts: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from forgellm.catalog.gguf_export_config import export_config
 from forgellm.catalog.gguf_tensors import tensor_pairs
 from forgellm.engines.adapter import CONFIG_NAME, settings_beside
 from forgellm.engines.adapter_arrays import read_layers
-from forgellm.engines.layers import inside_block, layer_index
+from forgellm.engines.layers import INPUTS_FIRST, inside_block, layer_index
 from forgellm.engines.merging import by_stored_name
 from forgellm.errors import UnsupportedModel
 
@@ -53,11 +53,11 @@ def write_peft(weights: Path, base_name: str, base: ModelFolder, out: Path) -> l
         "use_dora": settings.dora,
         "target_modules": sorted({inside_block(layer) for layer in layers}),
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": base.config.get("model_type") in INPUTS_FIRST,
         "inference_mode": True,
     }
     blocks = {index for layer in layers if (index := layer_index(layer)) is not None}
-    if blocks != set(range(base.config.get("num_hidden_layers", 0))):
+    if blocks != set(range(base.facts.num_layers or 0)):
         config["layers_to_transform"] = sorted(blocks)
     (out / CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
     save_file(tensors, out / _PEFT_FILE, metadata={"format": "pt"})

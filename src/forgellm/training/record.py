@@ -46,7 +46,7 @@ def completed(record: RunRecord, ready: Ready) -> RunRecord:
             "data": data.summary,
             "memory": ready.measured,
             "versions": {"forgellm": __version__, **info.versions},
-            "warnings": [*plan.warnings, *data.warnings],
+            "warnings": [*plan.warnings, *data.warnings, *ready.engine.warnings],
         }
     )
 

@@ -110,7 +110,7 @@ class Session:
         if checkpoint is None:
             run.write_record(completed(record, ready))
             write_companions(run, start, ready)
-        for warning in ready.data.warnings:
+        for warning in [*ready.data.warnings, *ready.engine.warnings]:
             log.warning(warning)
         followers.open_trackers(run.written_state())
         return self._loop(ready, RunRecorder(run), self._with(followers)).run(checkpoint)

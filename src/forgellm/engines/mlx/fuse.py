@@ -139,13 +139,16 @@ class _AdapterMerge:
     def __init__(self, file: Path, model_path: Path) -> None:
         self._scale = settings_beside(file).scale
         self._parts = merging.adapter_parts(file, read_adapter(file), model_path)
+        self._inputs_first = merging.stores_inputs_first(model_path)
 
     def __call__(self, name: str, tensor: mx.array) -> mx.array:
         parts = self._parts.get(name)
         if parts is None:
             return tensor
-        merging.require_shape(name, tuple(tensor.shape), parts)
-        return merged_weight(tensor, parts, self._scale)
+        weight = tensor.T if self._inputs_first else tensor
+        merging.require_shape(name, tuple(weight.shape), parts)
+        merged = merged_weight(weight, parts, self._scale)
+        return merged.T if self._inputs_first else merged
 
 
 def _log_probs(model: Any, prompts: list[list[int]]) -> Iterator[NDArray[np.float32]]:

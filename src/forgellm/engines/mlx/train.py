@@ -72,6 +72,7 @@ class MlxTrainEngine:
         self.model.train()
         self._compile()
         self.info = self._describe(num_parameters)
+        self.warnings: list[str] = []
         self._grads: Tensors | None = None
         self._pending_terms = self._num_terms = self._num_tokens = 0
         self._totals, self._grad_norm = mx.zeros(1), mx.array(0.0)
@@ -294,7 +295,8 @@ class MlxTrainEngine:
     def adapter_config(self) -> dict[str, Any] | None:
         if self._lora is None:
             return None
-        return adapter.adapter_config(self._lora, self._layer_names, self._recipe.model_name)
+        kind = str(self._config.get("model_type"))
+        return adapter.adapter_config(self._lora, self._layer_names, self._recipe.model_name, kind)
 
     # --- set-up -----------------------------------------------------------------------------
 

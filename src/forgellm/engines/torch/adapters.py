@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from forgellm.engines.adapter import require_finite, require_fit, settings_beside
-from forgellm.engines.torch.lora import LINEAR, LoraLinear, lora_layers
+from forgellm.engines.torch.lora import LoraLinear, is_linear, lora_layers
 from forgellm.engines.torch.sharding import fill, whole
 from forgellm.errors import CheckpointCorrupt, UnsupportedModel
 
@@ -64,7 +64,7 @@ def attach_adapter(model: nn.Module, file: Path) -> None:
     layers = sorted({name.rpartition(".")[0] for name in tensors})
     known = dict(model.named_modules())
     for name in layers:
-        if not isinstance(known.get(name), LINEAR):
+        if not is_linear(known.get(name)):
             raise UnsupportedModel(f"The adapter does not fit this model: it has no layer {name}.")
     generator = torch.Generator().manual_seed(0)
     for name in layers:

@@ -3,7 +3,7 @@
 Rows hold several documents; `segment_ids` tell them apart. Each is computed by itself, so no masked
 scores exist: on recent GPUs as `gpu_attention` does; on a CPU forward by torch's own kernel, backward
 in blocks of queries that form the probabilities again from the saved log-sum-exp (Dao et al. 2022,
-arXiv 2205.14135, 3.1).
+arXiv 2205.14135, 3.1). What the fused kernels lack (capped scores, sinks) is computed by hand.
 
 Letters: B rows, H query heads, K key-value heads, G = H / K, T tokens, D head size.
 """
@@ -11,7 +11,7 @@ Letters: B rows, H query heads, K key-value heads, G = H / K, T tokens, D head s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 from forgellm.engines.torch.gpu_attention import flash_attention, has_flash_attention
 from forgellm.engines.torch.passes.native import passes_for
@@ -28,6 +29,19 @@ from forgellm.engines.torch.passes.tiles import tile_attention
 NAME = "forgellm"
 _BLOCK_BYTES = 512  # of a score matrix's height: 256 queries in bfloat16, 128 in float32
 _MASKED = -1e30
+_PROOF_TOKENS = 13
+# What a model's code raises where it is not made for what is asked of it.
+MODEL_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _LOG2_E = math.log2(math.e)
 _forward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -185,42 +199,89 @@ class _PackedAttention(torch.autograd.Function):
 _packed_attention: Callable[..., Tensor] = _PackedAttention.apply
 
 
+@dataclass(frozen=True)
+class LocalMask:
+    """What a layer of limited sight may see, as transformers describes it and not made yet: layers
+    that give their window to the attention function need no mask."""
+
+    described: Mapping[str, Any]
+
+    def dense(self) -> Tensor | None:
+        """[B, 1, T, S] bool, or None where every earlier token is seen."""
+        return sdpa_mask(**self.described)  # type: ignore[no-any-return]
+
+
+def forgellm_mask(**described: Any) -> LocalMask | None:
+    """The function that transformers calls for the masks of each kind of layer."""
+    return LocalMask(described) if described.get("local_size") else None
+
+
 def forgellm_attention(  # noqa: PLR0913 (transformers gives the signature)
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | LocalMask | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     packed: PackedLayout | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in each attention layer.
 
-    query [B, H, T, D]; key, value [B, K, S, D] with S >= T when a cache is in use. Returns
-    [B, T, H, D]. Without `packed`, plain causal attention aligned to the end of the keys.
+    query [B, H, T, D]; key, value [B, K, S, D] with S >= T when a cache is in use, values of any
+    size; `s_aux` [H] are the sinks. Returns [B, T, H, D]. Without `packed`, plain causal attention
+    aligned to the end of the keys. Raises NotImplementedError for packed documents of a layer that
+    sees by a mask of its own.
     """
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in float32
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if softcap is not None:
-        out = _softcapped(query, key, value, scale, softcap, packed, sliding_window)
-    elif packed is not None and _is_on_cpu(query) and packed.is_seen_whole(sliding_window):
-        out = _packed_attention(query, key, value, scale, packed)
-    elif packed is not None and has_flash_attention(query, value):
-        borders, longest = packed.borders, packed.longest
-        return flash_attention(query, key, value, scale, borders, longest, sliding_window), None
-    else:
+    if isinstance(attention_mask, LocalMask):
+        attention_mask = None if sliding_window is not None else attention_mask.dense()
+    if attention_mask is not None and packed is not None:
+        raise NotImplementedError("a mask of the model's own in a packed row")
+    if softcap is not None or s_aux is not None:
+        mask = attention_mask
+        if mask is None:
+            mask = _every_mask(query, key, packed, sliding_window)
+        out = _by_hand(query, key, value, mask, _Scores(scale, softcap, s_aux, dropout))
+        return out.transpose(1, 2).contiguous(), None
+    size = value.shape[-1]
+    if packed is not None and not dropout:
+        query, key, value = _of_one_size(query, key, value)
+        if _is_on_cpu(query) and packed.is_seen_whole(sliding_window):
+            out = _packed_attention(query, key, value, scale, packed)[..., :size]
+            return out.transpose(1, 2).contiguous(), None
+        if has_flash_attention(query, value):
+            borders, longest = packed.borders, packed.longest
+            out = flash_attention(query, key, value, scale, borders, longest, sliding_window)
+            return out[..., :size].contiguous(), None
+    mask = attention_mask
+    if mask is None:
         mask = _mask(query, key, packed, sliding_window)
-        if mask is not None and not _is_on_cpu(query):
-            key, value = _one_for_each(query, key, value)
-        causal = mask is None and query.shape[2] > 1
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True
-        )
-    return out.transpose(1, 2).contiguous(), None
+    if mask is not None and not _is_on_cpu(query):
+        key, value = _one_for_each(query, key, value)
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None and query.shape[2] > 1,
+        scale=scale,
+        enable_gqa=True,
+    )
+    return out[..., :size].transpose(1, 2).contiguous(), None
+
+
+def _of_one_size(*heads: Tensor) -> tuple[Tensor, ...]:
+    """With zeros behind the narrower ones, which change no score: in multi-head latent attention
+    (arXiv 2405.04434) values are narrower than keys, and the fused kernels want one size."""
+    size = max(x.shape[-1] for x in heads)
+    return tuple(x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1])) for x in heads)
 
 
 def _is_on_cpu(query: Tensor) -> bool:
@@ -247,24 +308,65 @@ def _mask(
     return allowed if window is None else allowed & (distance < window)
 
 
-def _softcapped(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    softcap: float,
-    packed: PackedLayout | None,
-    window: int | None,
+def _every_mask(
+    query: Tensor, key: Tensor, packed: PackedLayout | None, window: int | None
 ) -> Tensor:
-    """Gemma 2's tanh-capped scores (arXiv 2408.00118), which the fused kernels lack."""
-    key, value = _one_for_each(query, key, value)
-    scores = torch.tanh((query @ key.mT).float() * (scale / softcap)) * softcap
+    """As `_mask`, also where plain causal masking would do."""
     mask = _mask(query, key, packed, window)
-    if mask is None:
-        mask = _distance(query.shape[2], key.shape[2], key.shape[2] - query.shape[2], query.device)
-        mask = mask >= 0
+    if mask is not None:
+        return mask
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    return _distance(num_queries, num_keys, num_keys - num_queries, query.device) >= 0
+
+
+class _Scores(NamedTuple):
+    """How scores become probabilities: Gemma 2 caps them (arXiv 2408.00118), and the sinks [H] of
+    gpt-oss stand beside them as one more score to which no value belongs (arXiv 2309.17453)."""
+
+    scale: float
+    softcap: float | None
+    sinks: Tensor | None
+    dropout: float
+
+
+def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, how: _Scores) -> Tensor:
+    """[B, H, T, D] with all scores in memory. mask [..., T, S] bool."""
+    key, value = _one_for_each(query, key, value)
+    scores = (query @ key.mT).float() * how.scale
+    if how.softcap is not None:
+        scores = torch.tanh(scores / how.softcap) * how.softcap
     scores = scores.masked_fill(~mask, _MASKED)
-    return scores.softmax(-1).to(query.dtype) @ value
+    if how.sinks is not None:
+        sinks = how.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, sinks), -1)
+    probs = scores.softmax(-1)[..., : key.shape[2]].to(query.dtype)
+    return F.dropout(probs, how.dropout) @ value
 
 
 AttentionInterface.register(NAME, forgellm_attention)
+AttentionMaskInterface.register(NAME, forgellm_mask)
+
+
+@torch.inference_mode()
+def use_own_attention(model: Any) -> None:
+    """Let a model's layers call `forgellm_attention`, if it comes out as the model's own plain code
+    for attention does on a few tokens; else they keep the one that transformers has chosen."""
+    chosen = model.config._attn_implementation
+    if not model._can_set_attn_implementation():
+        return
+    ids = torch.arange(_PROOF_TOKENS, device=model.device)[None]
+    ids = (ids * 7 + 1) % int(model.config.get_text_config().vocab_size)
+
+    def logits(name: str) -> Tensor:
+        model.set_attn_implementation(name)
+        found: Tensor = model(input_ids=ids, use_cache=False).logits.float()
+        return found
+
+    try:
+        theirs, ours = logits("eager"), logits(NAME)
+        tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+        is_same = float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
+    except MODEL_ERRORS:
+        is_same = False
+    if not is_same:
+        model.set_attn_implementation(chosen)

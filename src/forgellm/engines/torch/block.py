@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from forgellm.engines.torch.attention import (
+    MODEL_ERRORS,
     PackedLayout,
     attention_backward,
     attention_forward,
     packed_layout,
 )
 from forgellm.engines.torch.memory import let_go_of_weight_files
+from forgellm.engines.torch.packing import decoder_of
 from forgellm.engines.torch.passes.native import passes_for
 from forgellm.engines.torch.passes.plain import Passes, Turns
 from forgellm.engines.torch.projection import Gradients, Norm, Projection
@@ -256,7 +258,7 @@ def letting_go(layers: Iterable[Layer]) -> Iterator[Layer]:
 def use_closed_forms(model: Any) -> int:
     """Give the blocks of `model` that are of the kind above their closed forms for training on
     packed rows on a CPU; all else still runs the model's own code. Returns how many they are."""
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     blocks = getattr(decoder, "layers", ())
     count = 0
     for layer in letting_go(blocks):
@@ -269,7 +271,7 @@ def use_closed_forms(model: Any) -> int:
             closed = partial(_forward, layer, own, block, trained)
             if not _agree(own, closed, decoder, block):
                 continue
-        except (AttributeError, TypeError):
+        except MODEL_ERRORS:
             continue
         layer.forward = closed
         count += 1

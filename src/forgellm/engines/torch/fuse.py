@@ -127,10 +127,16 @@ class _AdapterMerge:
         self._cast = None if dtype is None else _cast_to(dtype)
         self._settings = settings_beside(file)
         self._parts = merging.adapter_parts(file, read_adapter(file), model_path)
+        self._inputs_first = merging.stores_inputs_first(model_path)
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         parts = self._parts.get(name)
-        merged = tensor if parts is None else _merged(name, tensor, parts, self._settings)
+        if parts is None:
+            merged = tensor
+        elif self._inputs_first:
+            merged = _merged(name, tensor.mT, parts, self._settings).mT
+        else:
+            merged = _merged(name, tensor, parts, self._settings)
         return merged.to(tensor.dtype) if self._cast is None else self._cast(name, merged)
 
 

@@ -19,10 +19,10 @@ from forgellm.engines.torch import load, memory
 from forgellm.engines.torch.adapters import attach_adapter
 from forgellm.engines.torch.decoding import SHORTER, BatchDecoder, Model
 from forgellm.engines.torch.lora import merge_lora
-from forgellm.engines.torch.own_code import OwnCode
+from forgellm.engines.torch.own_code import own_code
 from forgellm.engines.torch.prefixes import Prefixes
 from forgellm.engines.torch.quantised import num_parameters
-from forgellm.engines.torch.scoring import batch_log_probs, score_text
+from forgellm.engines.torch.scoring import batch_log_probs, prove_packing, score_text
 from forgellm.engines.torch.straight import straight_model
 from forgellm.errors import ConfigError
 
@@ -43,7 +43,7 @@ class _Opened:
         self._place, self._gauge = wanted.placement, gauge
         self.model = _loaded(wanted)
         self.info = _info(self.model, self._place)
-        passes: Model[Any] = straight_model(self.model) or OwnCode(self.model)
+        passes: Model[Any] = straight_model(self.model) or own_code(self.model)
         self.prefixes: Prefixes[Any] = Prefixes(int(PREFIX_SHARE * _free_bytes(self._place)))
         self.decoder = BatchDecoder(passes, self.prefixes, self._place.device)
         self._weight_bytes = memory.held_bytes(self.model)
@@ -61,6 +61,7 @@ class _Opened:
         self.decoder.close()
 
     def token_log_probs(self, batch: Batch) -> NDArray[np.float32]:
+        prove_packing(self.model, self._place.device, self._place.dtype)
         return batch_log_probs(self.model, batch, self._place.device, self._place.dtype)
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ from forgellm.engines.base import EngineInfo, ScoredToken
 from forgellm.engines.torch import load
 from forgellm.engines.torch.decoding import SHORTER
 from forgellm.engines.torch.memory import held_bytes, out_of_memory_named
-from forgellm.engines.torch.own_code import OwnCode
+from forgellm.engines.torch.own_code import own_code
 from forgellm.engines.torch.sampling import Chooser, choose
 from forgellm.engines.torch.scoring import batch_log_probs, score_text, scored_tokens
 from forgellm.errors import InvalidRequest
@@ -61,7 +61,7 @@ class TorchAnswers:
         if not prompt_ids:
             raise InvalidRequest("The prompt is empty.", suggestion="Send at least one character.")
         chooser = Chooser(sampling, prompt_ids, self._place.device)
-        model = OwnCode(self._model)
+        model = own_code(self._model)
         cache, unread = model.new_cache(), prompt_ids
         for _ in range(min(sampling.max_tokens, self.info.context_length - len(prompt_ids))):
             with out_of_memory_named(SHORTER):

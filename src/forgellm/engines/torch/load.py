@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from forgellm import hardware
 from forgellm.catalog import read_facts
@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from transformers.initialization import no_init_weights
 
 from forgellm.engines.torch import attention, quantised
+from forgellm.engines.torch.memory import let_go_of_weight_files
 
 # Weights that a configuration describes beyond this are not those beside it. What lies below is
 # found by name, once it is loaded.
@@ -75,25 +76,33 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     try:
         _require_size(folder)
         if is_packed:
-            return _load_quantised(folder, dtype).to(device)
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=dtype,
-            attn_implementation=attention.NAME,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are named below
-        )
+            model = _load_quantised(folder, dtype)
+        else:
+            model = _load_plain(folder, dtype)
     except (ValueError, KeyError, OSError, TypeError, ImportError, RuntimeError) as error:
         raise UnsupportedModel(
             f"The model cannot be loaded: {_first_line(error)}",
             suggestion="Use a text model whose architecture transformers knows.",
         ) from error
+    model = model.to(device)
+    attention.use_own_attention(model)
+    let_go_of_weight_files()  # which that has read
+    return model
+
+
+def _load_plain(folder: Path, dtype: torch.dtype) -> Any:
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they are named below
+    )
     extra = foreign(found["unexpected_keys"], first_extra_layer(model.config.get_text_config()))
     require_whole(found["missing_keys"], extra, list(found["mismatched_keys"]))
-    return model.to(device)
+    return model
 
 
 def _require_size(folder: Path) -> None:
@@ -142,7 +151,7 @@ def _load_quantised(folder: Path, dtype: torch.dtype) -> Any:
             delattr(config, key)
     with no_init_weights():  # memory is taken when it is written to, so not for what is replaced
         model = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attention.NAME, trust_remote_code=False
+            config, dtype=dtype, trust_remote_code=False
         )
     tensors: dict[str, Tensor] = {}
     for file in weight_files(folder):
@@ -153,8 +162,8 @@ def _load_quantised(folder: Path, dtype: torch.dtype) -> Any:
 
 @dataclass(frozen=True)
 class LogitScaling:
-    """What happens to logits after the projection to the vocabulary: Gemma caps them, Granite divides
-    and Cohere multiplies them."""
+    """What happens to logits after the projection to the vocabulary: Gemma caps them, Granite divides,
+    Cohere and Falcon-H1 multiply them."""
 
     softcap: float | None
     logit_scale: float
@@ -167,15 +176,10 @@ class LogitScaling:
 def logit_scaling(model: Any) -> LogitScaling:
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    return LogitScaling(getattr(config, "final_logit_softcapping", None), scale)
-
-
-def final_hidden_states(model: Any, tokens: Tensor, positions: Tensor, **kwargs: Any) -> Tensor:
-    """[B, T, D] states after the last norm. tokens, positions [B, T] int64."""
-    decoder = cast(nn.Module, model.get_decoder())
-    out = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **kwargs)
-    return cast(Tensor, out.last_hidden_state)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return LogitScaling(cap or getattr(config, "logits_soft_cap", None), scale)
 
 
 def context_length(model: Any) -> int:

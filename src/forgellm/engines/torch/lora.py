@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from forgellm.engines.adapter import LoraSettings
-from forgellm.engines.layers import target_layers
+from forgellm.engines.layers import inside_block, layer_index, target_layers
+from forgellm.engines.torch.attention import MODEL_ERRORS
 from forgellm.engines.torch.quantised import QuantisedLinear
 
-LINEAR = (nn.Linear, QuantisedLinear)
+Linear: TypeAlias = nn.Linear | QuantisedLinear  # or Conv1D, of which no types are known
+
+
+def plain_weight(linear: Linear) -> Tensor:
+    """[out, in], which for GPT-2's Conv1D is a view of what it has as [in, out]."""
+    weight: Tensor = linear.weight
+    return weight.mT if isinstance(linear, Conv1D) else weight
+
+
+def is_linear(layer: object) -> bool:
+    """Whether a layer computes x W^T + bias. What inherits from `nn.Linear` may do more, as routers of
+    experts do."""
+    if type(layer) in (nn.Linear, Conv1D, QuantisedLinear):
+        return True
+    return isinstance(layer, nn.Linear) and _computes_linearly(layer)
+
+
+@torch.no_grad()
+def _computes_linearly(layer: nn.Linear) -> bool:
+    x = torch.linspace(-1, 1, layer.in_features).to(layer.weight)[None, None]
+    try:
+        plain = F.linear(x, layer.weight, layer.bias)
+        return bool(torch.allclose(layer(x), plain, rtol=1e-2, atol=1e-2))
+    except MODEL_ERRORS:
+        return False
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -37,7 +63,9 @@ class _LoraLinear(torch.autograd.Function):
         out.addmm_(low.mT, lora_b.to(x.dtype), alpha=scale)
         ctx.save_for_backward(x, weight, lora_a, lora_b, low)
         ctx.scale = scale
-        return out.view(*x.shape[:-1], -1)
+        # As no view of anything, for Falcon adds to what it is given in its place.
+        shape = [*x.shape[:-1], out.shape[-1]]
+        return cast(Tensor, torch.ops.aten._unsafe_view(out, shape))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -60,7 +88,7 @@ class LoraLinear(nn.Module):
 
     def __init__(
         self,
-        linear: nn.Linear | QuantisedLinear,
+        linear: Linear,
         settings: LoraSettings,
         generator: torch.Generator,
     ):
@@ -68,7 +96,7 @@ class LoraLinear(nn.Module):
         self.linear = linear
         self.scale = settings.scale
         self.dropout = settings.dropout
-        weight = linear.weight
+        weight = plain_weight(linear)
         out_features, in_features = weight.shape
         bound = 1 / math.sqrt(in_features)
         a = torch.empty(in_features, settings.rank).uniform_(-bound, bound, generator=generator)
@@ -79,14 +107,25 @@ class LoraLinear(nn.Module):
         if settings.dora:
             self.m = nn.Parameter(weight.detach().float().norm(dim=1))
 
+    @property
+    def weight(self) -> Tensor:
+        """What a plain layer in this place would have, adapter and all, for code that multiplies by it
+        itself, as that of state-space layers does."""
+        merged = self._merged().to(self.linear.weight.dtype)
+        return merged.mT if isinstance(self.linear, Conv1D) else merged
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.linear.bias
+
     def forward(self, x: Tensor) -> Tensor:
         linear, bias = self.linear, self.linear.bias
         if isinstance(linear, QuantisedLinear):
             plain = linear.project(x)
         elif self.m is None and not (self.dropout and self.training):
-            return _lora_linear(x, linear.weight, bias, self.lora_a, self.lora_b, self.scale)
+            return _lora_linear(x, plain_weight(linear), bias, self.lora_a, self.lora_b, self.scale)
         else:
-            plain = F.linear(x, linear.weight)
+            plain = F.linear(x, plain_weight(linear))
         dropped = F.dropout(x, self.dropout, self.training)
         low = dropped @ self.lora_a.to(x.dtype) @ self.lora_b.to(x.dtype)
         out = plain + self.scale * low
@@ -98,14 +137,19 @@ class LoraLinear(nn.Module):
 
     def merged_direction(self) -> Tensor:
         """[out, in] float32: W + scale (A B)^T, before DoRA's magnitude."""
-        return self.linear.weight.float() + self.scale * (self.lora_a @ self.lora_b).mT.float()
+        return (
+            plain_weight(self.linear).float() + self.scale * (self.lora_a @ self.lora_b).mT.float()
+        )
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """[out, in] float32: the weight of the plain layer that computes the same."""
+        return self._merged()
+
+    def _merged(self) -> Tensor:
         weight = self.merged_direction()
         if self.m is not None:
-            weight = weight * (self.m / weight.norm(dim=1))[:, None]
+            weight = weight * (self.m / weight.norm(dim=1).detach())[:, None]
         return weight
 
 
@@ -115,7 +159,7 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> list[str]:
     Initial values depend on `seed` alone. Raises ConfigError if `lora_target` matches nothing.
     """
     model.requires_grad_(False)
-    linears = [name for name, layer in model.named_modules() if isinstance(layer, LINEAR)]
+    linears = [name for name, layer in model.named_modules() if is_linear(layer)]
     names = target_layers(linears, settings.target, settings.num_layers)
     generator = torch.Generator().manual_seed(seed)
     for name in names:
@@ -123,6 +167,26 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> list[str]:
         parent = model.get_submodule(parent_name)
         setattr(parent, child, LoraLinear(getattr(parent, child), settings, generator))
     return names
+
+
+def left_out(model: nn.Module) -> str:
+    """What of a model's blocks LoRA has no layers for although all were meant, as a sentence; empty
+    where that is nothing of weight."""
+    adapted = {f"{name}.linear.weight" for name in lora_layers(model)}
+    matrices = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if layer_index(name) is not None and parameter.ndim > 1 and ".lora_" not in name
+    }
+    absent = {name: size for name, size in matrices.items() if name not in adapted}
+    if not absent:
+        return ""
+    kinds = sorted({inside_block(name).removesuffix(".weight") for name in absent})
+    share = sum(absent.values()) / sum(matrices.values())
+    return (
+        f"LoRA leaves {share:.0%} of the weights in the model's layers as they are, those that are "
+        f"not plain linear layers: {', '.join(kinds)}."
+    )
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
@@ -138,6 +202,7 @@ def merge_lora(model: nn.Module) -> None:
     for name, layer in lora_layers(model).items():
         if isinstance(layer.linear, QuantisedLinear):
             continue
-        layer.linear.weight.copy_(layer.merged_weight().to(layer.linear.weight.dtype))
+        weight = plain_weight(layer.linear)
+        weight.copy_(layer.merged_weight().to(weight.dtype))
         parent_name, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent_name), child, layer.linear)

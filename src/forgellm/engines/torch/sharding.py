@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from forgellm import hardware
 from forgellm.catalog.safety import weight_files
 from forgellm.data.batches import Batch
+from forgellm.engines.torch.packing import decoder_of
 from forgellm.engines.torch.process_group import Group
 
 _LOADED_TO_STORED = 2  # bfloat16 on disk becomes float32 where all weights are trained
@@ -93,7 +94,7 @@ def one_copy_at_a_time(group: Group, model_path: Path) -> AbstractContextManager
 
 def _blocks(model: Any) -> list[nn.Module]:
     """The decoder's blocks; where they are kept differs, that they are a list does not."""
-    lists = [m for m in model.get_decoder().children() if isinstance(m, nn.ModuleList)]
+    lists = [m for m in decoder_of(model).children() if isinstance(m, nn.ModuleList)]
     return list(max(lists, key=len, default=()))
 
 

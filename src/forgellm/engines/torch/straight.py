@@ -24,12 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from forgellm.engines.torch.attention import MODEL_ERRORS
 from forgellm.engines.torch.block import DecoderBlock, letting_go
 from forgellm.engines.torch.cache import CacheShape, KeyValueCache
 from forgellm.engines.torch.compiled_step import compiled_step
 from forgellm.engines.torch.load import logit_scaling
 from forgellm.engines.torch.memory import let_go_of_weight_files
 from forgellm.engines.torch.own_code import OwnCode
+from forgellm.engines.torch.packing import decoder_of
 from forgellm.engines.torch.product import Product
 from forgellm.engines.torch.projection import Norm
 
@@ -88,7 +90,7 @@ class StraightModel:
 
     def __init__(self, model: Any) -> None:
         """Raises AttributeError, TypeError where the model has other parts."""
-        decoder = model.get_decoder()
+        decoder = decoder_of(model)
         self._norm = Norm.of(decoder.norm)
         self.dtype = self._norm.weight.dtype  # adapters have their own
         on_cpu = model.device.type == "cpu"
@@ -185,7 +187,7 @@ def straight_model(model: Any) -> StraightModel | None:
     try:
         straight = StraightModel(model)
         is_right = _agree(straight, OwnCode(model), model)
-    except (AttributeError, TypeError, RuntimeError):
+    except MODEL_ERRORS:
         return None
     let_go_of_weight_files()  # which the own code has read
     return straight if is_right else None

@@ -18,7 +18,8 @@ from forgellm.engines.preference import preference_figures
 from forgellm.engines.torch import adapters, checkpoint, load, memory
 from forgellm.engines.torch.block import use_closed_forms
 from forgellm.engines.torch.in_training import TorchAnswers
-from forgellm.engines.torch.lora import add_lora
+from forgellm.engines.torch.lora import add_lora, left_out
+from forgellm.engines.torch.packing import Packing
 from forgellm.engines.torch.passes.compiler import compiler_version
 from forgellm.engines.torch.preference import answer_log_probs, preference_sums
 from forgellm.engines.torch.process_group import process_group
@@ -32,6 +33,7 @@ from forgellm.engines.torch.sharding import (
     shard,
     whole,
 )
+from forgellm.errors import ConfigError, UnsupportedModel
 from forgellm.schema.recipe import Recipe
 
 _NORM_EPSILON = 1e-6  # as in torch's own clipping
@@ -242,7 +244,8 @@ class TorchTrainEngine:
     def adapter_config(self) -> dict[str, Any] | None:
         if self._lora is None:
             return None
-        return adapter.adapter_config(self._lora, self._layer_names, self._recipe.model_name)
+        kind = str(self.model.config.model_type)
+        return adapter.adapter_config(self._lora, self._layer_names, self._recipe.model_name, kind)
 
     # --- set-up -----------------------------------------------------------------------------
 
@@ -250,14 +253,37 @@ class TorchTrainEngine:
         # Full fine-tuning keeps float32 weights, or small updates would be rounded away.
         dtype = self._place.dtype if self._lora else torch.float32
         self.model = load.load_model(model_path, dtype, device)
-        vocab_size = int(self.model.config.get_text_config().vocab_size)
-        prove_packing(self.model.eval(), device, dtype, vocab_size)
+        packing = prove_packing(self.model.eval(), device, dtype)
+        if packing is Packing.ONE_BY_ONE and not may_close:
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} computes the documents of a row one by one, and "
+                "processes that share its weights out would wait for each other's",
+                suggestion="Train it in one process, or with parallelism ddp.",
+            )
         self._layer_names = self._make_trainable()
-        if may_close and device.type == "cpu":
+        self.warnings = self._what_is_left_out()
+        if may_close and device.type == "cpu" and packing is Packing.TOGETHER:
             use_closed_forms(self.model)
         if self._recipe.grad_checkpoint:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self._checkpoint_gradients()
         self.model.train()
+
+    def _what_is_left_out(self) -> list[str]:
+        """What a user who asked for nothing special would not expect."""
+        found = [left_out(self.model)] if self._lora and self._lora.target == "all" else []
+        if getattr(self.model.config.get_text_config(), "output_router_logits", False):
+            found.append(
+                "The loss is the cross-entropy alone, without the term by which config.json "
+                "(output_router_logits) would balance the experts."
+            )
+        return [sentence for sentence in found if sentence]
+
+    def _checkpoint_gradients(self) -> None:
+        if not self.model.supports_gradient_checkpointing:
+            raise ConfigError.one(
+                "grad_checkpoint", f"{type(self.model).__name__} has no gradient checkpointing"
+            )
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def _make_trainable(self) -> list[str]:
         if self._lora is not None:
