@@ -14,6 +14,8 @@ import httpx2
 import openai
 import pytest
 import torch
+from openai.types import completion_create_params as text_parameters
+from openai.types.chat import completion_create_params as chat_parameters
 from transformers import AutoModelForCausalLM
 
 from forgellm import supervisor
@@ -332,6 +334,114 @@ def test_wrong_chat_values_are_refused_by_name(
 ) -> None:
     reply = post(server, "/v1/chat/completions", {"model": TINY, "messages": MESSAGES} | change)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+
+
+# What asks for nothing, of each parameter that OpenAI's client knows: its neutral values, and one
+# that would change the answer where there is such a value that we do not take.
+NEUTRAL: dict[str, tuple[list[Any], Any]] = {
+    "audio": ([None], {"voice": "a", "format": "wav"}),
+    "frequency_penalty": ([None, 0, 0.0], None),
+    "function_call": ([None, "none", "auto"], {"name": "count"}),
+    "functions": ([None, []], [{"name": "count"}]),
+    "logit_bias": ([None, {}], {"5": 1}),
+    "logprobs": ([None, False], None),
+    "max_completion_tokens": ([None], None),
+    "max_tokens": ([None], None),
+    "metadata": ([None, {}, {"job": "a"}], None),
+    "modalities": ([None, ["text"]], ["text", "audio"]),
+    "moderation": ([None], {"model": "a"}),
+    "n": ([None, 1], None),
+    "parallel_tool_calls": ([None, True, False], None),
+    "prediction": ([None, {"type": "content", "content": "The"}], None),
+    "presence_penalty": ([None, 0], None),
+    "prompt_cache_key": ([None, "a"], None),
+    "prompt_cache_options": ([None, {}], None),
+    "prompt_cache_retention": ([None, "24h"], None),
+    "reasoning_effort": ([None], "high"),
+    "response_format": ([None, {"type": "text"}], {"type": "json_object"}),
+    "safety_identifier": ([None, "a"], None),
+    "seed": ([None], None),
+    "service_tier": ([None, "auto", "default"], None),
+    "stop": ([None, []], None),
+    "store": ([None, False, True], None),
+    "stream": ([None, False], None),
+    "stream_options": ([None], None),
+    "temperature": ([None, 1], None),
+    "tool_choice": ([None, "none", "auto"], "required"),
+    "tools": ([None, []], [{"type": "function", "function": {"name": "count"}}]),
+    "top_logprobs": ([None], None),
+    "top_p": ([None, 1], None),
+    "user": ([None, "a"], None),
+    "verbosity": ([None, "medium"], "low"),
+    "web_search_options": ([None], {}),
+}
+NEUTRAL_OF_COMPLETIONS: dict[str, tuple[list[Any], Any]] = {
+    "best_of": ([None, 1], 2),
+    "echo": ([None, False], None),
+    "logprobs": ([None], None),
+    "suffix": ([None, ""], "end"),
+}
+
+
+@pytest.mark.parametrize("route", ["chat/completions", "completions"])
+def test_what_asks_for_nothing_is_answered_as_if_it_were_not_there(
+    route: str, server: httpx2.Client
+) -> None:
+    is_chat = route.startswith("chat")
+    kind = chat_parameters if is_chat else text_parameters
+    known = set(kind.CompletionCreateParamsBase.__annotations__) - {"model", "messages", "prompt"}
+    values = NEUTRAL if is_chat else NEUTRAL | NEUTRAL_OF_COMPLETIONS
+    assert known <= values.keys()
+    asked = {"messages": MESSAGES} if is_chat else {"prompt": TEXT}
+    body = {"model": TINY, "seed": 5, "max_tokens": 2} | asked
+
+    def answer(**extra: Any) -> Any:
+        reply = post(server, f"/v1/{route}", body | extra)
+        assert reply.status_code == 200, (extra, reply.text)
+        return reply.json()["choices"]
+
+    expected = answer()
+    for name in sorted(known | {"stream", "repetition_penalty"}):
+        neutral, asking = values.get(name, ([None, 1.0], None))
+        for value in neutral:
+            found = answer(**{name: value})
+            if name not in ("seed", "max_tokens"):
+                assert found == expected, (name, value)
+        if asking is not None:
+            reply = post(server, f"/v1/{route}", body | {name: asking})
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, name)
+            assert "not supported" in reply.json()["error"]["message"]
+
+
+def test_an_answer_can_be_sent_back_as_the_client_has_it(client: openai.OpenAI) -> None:
+    messages = list(MESSAGES)
+    for _ in range(3):
+        reply = client.chat.completions.create(model=TINY, messages=messages, max_tokens=3)
+        messages.append(reply.choices[0].message.model_dump())
+        messages.append({"role": "user", "content": "And then?"})
+    nothing_said = [{"role": "assistant", "content": None}, {"role": "user", "content": "again"}]
+    assert client.chat.completions.create(
+        model=TINY, messages=[*MESSAGES, *nothing_said], max_tokens=2
+    ).choices
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"tool_calls": [{"id": "a", "type": "function", "function": {"name": "b"}}]},
+        {"function_call": {"name": "b", "arguments": "{}"}},
+        {"refusal": "I will not."},
+        {"audio": {"id": "a"}},
+    ],
+)
+def test_a_message_that_says_more_than_its_text_is_refused(
+    extra: dict[str, Any], server: httpx2.Client
+) -> None:
+    said = {"role": "assistant", "content": "x"} | extra
+    body = {"model": TINY, "messages": [*MESSAGES, said, MESSAGES[1]]}
+    reply = post(server, "/v1/chat/completions", body)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == f"messages.{next(iter(extra))}"
 
 
 def post(server: httpx2.Client, path: str, body: object) -> httpx2.Response:

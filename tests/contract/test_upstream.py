@@ -189,7 +189,7 @@ def test_openai_clients_get_what_the_upstream_says(
             ours.chat.completions.create(**ask | {"model": "gpt-4o"})
         assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
         with pytest.raises(openai.BadRequestError, match="tools"):
-            ours.chat.completions.create(**ask, tools=[])
+            ours.chat.completions.create(**ask, tools=[{"type": "function"}])
 
 
 def connect(server: httpx2.Client) -> openai.OpenAI:

@@ -38,7 +38,7 @@ async def completion_reply(shelf: Shelf, turns: Turns, body: CompletionRequest) 
         request_id,
         Wanted(lambda may_replace: slot_named(shelf, body.model, may_replace)),
         lambda model: prepare_completion(model, body),
-        if_cancelled(num_prompts(body) * body.n),
+        if_cancelled(num_prompts(body) * body.num_choices),
     )
     return await _reply(answers, replies, body)
 
@@ -51,7 +51,7 @@ async def chat_reply(shelf: Shelf, turns: Turns, body: ChatCompletionRequest) ->
         request_id,
         Wanted(lambda may_replace: slot_named(shelf, body.model, may_replace)),
         lambda model: prepare_chat(model, body),
-        if_cancelled(body.n),
+        if_cancelled(body.num_choices),
     )
     return await _reply(answers, replies, body)
 
@@ -70,7 +70,7 @@ async def _reply(
     if body.stream:
         options = body.stream_options
         return ClosingStream(
-            _events(answers, replies, with_usage=options is not None and options.include_usage),
+            _events(answers, replies, with_usage=bool(options and options.include_usage)),
             answers.aclose,
             media_type="text/event-stream",
             headers=HEADERS,

@@ -78,7 +78,7 @@ def prepare_chat(model: LoadedModel, request: ChatCompletionRequest) -> Work[Pie
     return _work(
         _Task(
             prompts=[_Prompt(ids, "")],
-            n=request.n,
+            n=request.num_choices,
             sampling=_sampling(request, max_tokens),
             stop=(*request.stops, *stops_of(model.tokenizer)),
             num_top=(request.top_logprobs or 0) if request.logprobs else None,
@@ -98,7 +98,7 @@ def prepare_completion(model: LoadedModel, request: CompletionRequest) -> Work[P
     return _work(
         _Task(
             prompts=prompts,
-            n=request.n,
+            n=request.num_choices,
             sampling=_sampling(request, max_tokens) if max_tokens else None,
             stop=request.stops,
             num_top=request.logprobs,
@@ -136,7 +136,7 @@ def _sampling(request: ChatCompletionRequest | CompletionRequest, max_tokens: in
         max_tokens=max_tokens,
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
-        repetition_penalty=request.repetition_penalty,
+        repetition_penalty=request.repetition_penalty or 1.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         presence_penalty=request.presence_penalty or 0.0,
         seed=None if request.seed is None else request.seed % 2**31,

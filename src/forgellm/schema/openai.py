@@ -5,20 +5,25 @@ Fields that would change the answer but are not supported are refused, not passe
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
     ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
     field_validator,
+    model_validator,
 )
-from pydantic import ValidationError as PydanticError
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
+from forgellm.schema.openai_parameters import (
+    Unsupported,
+    UnsupportedOfChats,
+    UnsupportedOfCompletions,
+    UnsupportedOfMessages,
+    one_message,
+)
 from forgellm.schema.request import Request, as_whole
 
 MAX_STOPS = 4
@@ -31,24 +36,14 @@ _TokenId = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(as_whole)]
 _TokenIds = Annotated[list[_TokenId], Field(min_length=1)]
 
 
-def _one_message(message: str) -> WrapValidator:
-    """One sentence where a union would list what each of its members has against the value."""
-
-    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return handler(value)
-        except PydanticError:
-            raise ValueError(message) from None
-
-    return WrapValidator(check)
-
-
 class StreamOptions(Request):
-    include_usage: bool = Field(False, description="A last chunk with `usage` and no choices.")
-    include_obfuscation: bool = Field(False, description="Accepted; nothing is added.")
+    include_usage: bool | None = Field(
+        False, description="A last chunk with `usage` and no choices."
+    )
+    include_obfuscation: bool | None = Field(False, description="Accepted; nothing is added.")
 
 
-class _Request(Request):
+class _Request(Unsupported):
     """What both kinds of completion take."""
 
     model: str = Field(
@@ -56,22 +51,28 @@ class _Request(Request):
         max_length=400,
         description="As listed by `GET /v1/models`; loaded if need be.",
     )
-    n: int = Field(1, ge=1, le=8, description="Answers to each prompt, made one after another.")
-    stream: bool = False
+    n: int | None = Field(
+        1, ge=1, le=8, description="Answers to each prompt, made one after another."
+    )
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     stop: Annotated[
         _StopText | Annotated[list[_StopText], Field(max_length=MAX_STOPS)] | None,
-        _one_message(f"give a string, or up to {MAX_STOPS} of them, of 1 to 1000 characters"),
+        one_message(f"give a string, or up to {MAX_STOPS} of them, of 1 to 1000 characters"),
     ] = None
     temperature: float | None = Field(1.0, ge=0, le=2)
     top_p: float | None = Field(1.0, gt=0, le=1)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
     presence_penalty: float | None = Field(0.0, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    repetition_penalty: float = Field(
+    repetition_penalty: float | None = Field(
         1.0, ge=0.01, le=10, description="Not OpenAI's; as `POST /api/model/generate` has it."
     )
-    user: str | None = Field(None, description="Accepted; nothing is made of it.")
+
+    @property
+    def num_choices(self) -> int:
+        """Of each prompt."""
+        return self.n or 1
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -81,7 +82,9 @@ class _Request(Request):
 _COMPLETION = {"model": "base/tiny", "prompt": "The mill turns", "max_tokens": 16}
 
 
-class CompletionRequest(_Request, json_schema_extra={"examples": [_COMPLETION]}):
+class CompletionRequest(
+    UnsupportedOfCompletions, _Request, json_schema_extra={"examples": [_COMPLETION]}
+):
     """`POST /v1/completions`. Prompts are text or token ids, one or several."""
 
     prompt: Annotated[
@@ -89,7 +92,7 @@ class CompletionRequest(_Request, json_schema_extra={"examples": [_COMPLETION]})
         | Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
         | _TokenIds
         | Annotated[list[_TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)],
-        _one_message(
+        one_message(
             "give a string, a list of strings, a list of token ids or a list of such lists;"
             f" at most {MAX_PROMPTS} prompts"
         ),
@@ -113,24 +116,32 @@ class TextPart(Request):
     text: _Text
 
 
-class ChatMessage(Request):
+class ChatMessage(UnsupportedOfMessages):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        _Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)],
-        _one_message('give a string, or a list of {"type": "text", "text": ...}'),
-    ]
-    name: str | None = Field(None, description="Accepted; nothing is made of it.")
+        _Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)] | None,
+        one_message('give a string, or a list of {"type": "text", "text": ...}'),
+    ] = Field(None, description="Null is an empty text, and only the assistant's may be null.")
+
+    def asked(self) -> dict[str, Any]:
+        return super().asked() | {"content": self.content}
+
+    @model_validator(mode="after")
+    def _check_content(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content: only the assistant's may be null")
+        return self
 
     @property
     def text(self) -> str:
-        content = self.content
+        content = self.content or ""
         return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 _CHAT = {"model": "base/tiny", "messages": [{"role": "user", "content": "What is the mill for?"}]}
 
 
-class ChatCompletionRequest(_Request, json_schema_extra={"examples": [_CHAT]}):
+class ChatCompletionRequest(UnsupportedOfChats, _Request, json_schema_extra={"examples": [_CHAT]}):
     """`POST /v1/chat/completions`. The last message is the user's."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
@@ -142,6 +153,9 @@ class ChatCompletionRequest(_Request, json_schema_extra={"examples": [_CHAT]}):
     )
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Only with `logprobs`.")
+
+    def asked(self) -> dict[str, Any]:
+        return super().asked() | {"messages": [message.asked() for message in self.messages]}
 
     @field_validator("messages")
     @classmethod

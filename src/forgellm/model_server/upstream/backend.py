@@ -128,7 +128,7 @@ class Upstream:
     async def _pass_on(
         self, route: str, request: CompletionRequest | ChatCompletionRequest, prefix: str
     ) -> Response:
-        asked = request.model_dump(exclude_unset=True)
+        asked = request.asked()
         ticket = self._tickets.issue(new_request_id(prefix))
         if not request.stream:
             try:
