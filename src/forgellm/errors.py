@@ -10,7 +10,7 @@
     + NotFound                   404
     |   + ModelNotFound  DatasetNotFound  RunNotFound  CheckpointNotFound  PathNotFound
     + Conflict                   409
-    |   + TrainingAlreadyRunning  NoActiveTraining  ModelNotLoaded  RunBusy
+    |   + TrainingAlreadyRunning  NoActiveTraining  ModelNotLoaded  RunBusy  ModelChanged
     + Unavailable                503
     |   + ModelServerUnavailable  EngineUnavailable  HubUnavailable  PortInUse (exit 3)
     + TrainingFailed             500            raised in the trainer, kept in the run's state
@@ -127,6 +127,16 @@ class PathNotFound(NotFound):
 class Conflict(ForgeError):
     code = "CONFLICT"
     status = 409
+
+
+class ModelChanged(Conflict):
+    """`details["changed"]` says of each file what became of it."""
+
+    code = "MODEL_CHANGED"
+    default_suggestion = (
+        "Restore the model as it was, or go on with it as it is: --allow-changed-base, in a request "
+        '"allow_changed_base": true.'
+    )
 
 
 class TrainingAlreadyRunning(Conflict):

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from forgellm.atomic import file_lock
+from forgellm.engines.pinned_base import require_same_base_to_resume
 from forgellm.errors import (
     CheckpointNotFound,
     NoActiveTraining,
@@ -66,14 +67,22 @@ def start_training(
     return run
 
 
-def resume_training(workspace: Workspace, run: Run, *, command: Sequence[str] = TRAINER) -> None:
+def resume_training(
+    workspace: Workspace,
+    run: Run,
+    *,
+    allow_changed_base: bool = False,
+    command: Sequence[str] = TRAINER,
+) -> None:
     """Start a trainer that continues `run` from its newest intact checkpoint.
 
-    Raises TrainingAlreadyRunning, and CheckpointNotFound if no checkpoint is intact.
+    With `allow_changed_base` also on another model than it began with, which the run then records.
+    Raises TrainingAlreadyRunning, ModelChanged, and CheckpointNotFound if no checkpoint is intact.
     """
     _require_checkpoint(run)
     with _start_lock(workspace):
         _refuse_second(workspace)
+        require_same_base_to_resume(run, allow_changed=allow_changed_base)
         launch(run, resume=True, command=command)
 
 
@@ -91,14 +100,15 @@ def claim_new_run(
         return run, RunLock(run.folder).acquire()
 
 
-def claim_resume(workspace: Workspace, run: Run) -> RunLock:
-    """The lock of a run to be continued in this very process.
+def claim_resume(workspace: Workspace, run: Run, *, allow_changed_base: bool = False) -> RunLock:
+    """The lock of a run to be continued in this very process; `allow_changed_base` as above.
 
-    Raises TrainingAlreadyRunning, CheckpointNotFound.
+    Raises TrainingAlreadyRunning, ModelChanged, CheckpointNotFound.
     """
     _require_checkpoint(run)
     with _start_lock(workspace):
         _refuse_second(workspace)
+        require_same_base_to_resume(run, allow_changed=allow_changed_base)
         run.clear_stop_request()
         return RunLock(run.folder).acquire()
 

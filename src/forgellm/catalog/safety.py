@@ -28,7 +28,7 @@ _REFUSED_KEYS = frozenset({
 })  # fmt: skip
 _PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".npz"})
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 
 
 def check_model_files(folder: Path) -> dict[str, Any]:
@@ -70,11 +70,11 @@ def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up the model, present or not (an index may list more)."""
-    if (folder / _INDEX).is_file():
-        weight_map = read_json(folder / _INDEX, MAX_INDEX_BYTES).get("weight_map")
+    if (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX, MAX_INDEX_BYTES).get("weight_map")
         names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
         if not names or not all(isinstance(n, str) and _FILE_NAME.fullmatch(n) for n in names):
-            raise UnsupportedModel(f"{_INDEX} does not name weight files")
+            raise UnsupportedModel(f"{INDEX} does not name weight files")
         return [folder / name for name in sorted(names)]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]

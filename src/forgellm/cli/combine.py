@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from forgellm.cli.model_choice import add_changed_base_flag
 from forgellm.paths import Workspace
 from forgellm.schema.combining import COMBINE_METHODS
 
@@ -39,6 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     add("--density", type=float, default=0.5, help="share that ties and dare keep (default: 0.5)")
     add("--seed", type=int, default=0, help="of what dare keeps (default: 0)")
+    add_changed_base_flag(parser)
     add("--json", action="store_true", help="machine-readable output")
 
 
@@ -49,7 +51,9 @@ def run(args: argparse.Namespace, workspace: Workspace) -> int:
     from forgellm.publishing.combine import combine
     from forgellm.schema.combining import CombineRequest
 
-    fields = ("checkpoints", "name", "method", "weights", "density", "seed")
+    fields = (
+        "checkpoints", "name", "method", "weights", "density", "seed", "allow_changed_base",
+    )  # fmt: skip
     request = checked(CombineRequest, **{name: getattr(args, name) for name in fields})
     with progress_bar() as on_progress:
         combined = combine(request, workspace, on_progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from forgellm.cli.model_choice import add_changed_base_flag
 from forgellm.paths import find_workspace
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     add("--engine", choices=["auto", "torch", "mlx"], default="auto")
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    add_changed_base_flag(parser)
     add("--json", action="store_true", help="machine-readable output")
     add("--workspace", help="folder that holds models/ and dataset/")
     parser.set_defaults(run=run)
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         general_files=args.general or ["shipped"],
         engine=args.engine,
         dtype=args.dtype,
+        allow_changed_base=args.allow_changed_base,
     )
     found = evaluate_model(request, find_workspace(args.workspace), allow_absolute=True)
     print(found.model_dump_json(indent=2) if args.json else as_text(found))

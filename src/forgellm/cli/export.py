@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from forgellm.cli.model_choice import add_changed_base_flag
 from forgellm.paths import Workspace
 
 
@@ -31,6 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="what a gguf model's weights are stored in (default: Q8_0): F32, F16, BF16, Q8_0, Q5_1, Q4_0 ...; "
         "K-quants such as Q4_K_M need llama.cpp's llama-quantize",
     )
+    add_changed_base_flag(command)
     command.add_argument("--json", action="store_true", help="machine-readable output")
 
 
@@ -42,7 +44,11 @@ def run(args: argparse.Namespace, workspace: Workspace) -> int:
     from forgellm.schema.exports import ExportRequest
 
     request = checked(
-        ExportRequest, model_name=args.model, format=args.format, type=args.type.upper()
+        ExportRequest,
+        model_name=args.model,
+        format=args.format,
+        type=args.type.upper(),
+        allow_changed_base=args.allow_changed_base,
     )
     with progress_bar() as on_progress:
         made = export_model(request, workspace, on_progress)

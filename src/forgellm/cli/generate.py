@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from forgellm.cli.model_choice import ModelChoice, add_model_flags, checked
+from forgellm.cli.model_choice import ModelChoice, add_changed_base_flag, add_model_flags, checked
 from forgellm.errors import InvalidRequest
 from forgellm.paths import find_workspace
 
@@ -23,6 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         description="Answer a prompt. Without --prompt, chat; /help there lists the commands.",
     )
     add_model_flags(parser)
+    add_changed_base_flag(parser)
     add = parser.add_argument
     add("--prompt", metavar="TEXT", help="answer this and leave; - reads it from standard input")
     add("--system", metavar="TEXT", help="the system prompt")
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         args.engine,
         args.dtype,
         args.kv_bits,
+        allow_changed_base=args.allow_changed_base,
     )
     conversation = _open_conversation(args, choice)
     if prompt is None:

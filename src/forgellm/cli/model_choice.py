@@ -31,6 +31,14 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--workspace", help="folder that holds models/ and dataset/")
 
 
+def add_changed_base_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-changed-base",
+        action="store_true",
+        help="go on although the model is not, to the bit, the one that the run was trained on",
+    )
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """A model, and an adapter on top of it, by the names that the user typed."""
@@ -41,6 +49,7 @@ class ModelChoice:
     engine: str = "auto"
     dtype: str = "auto"
     kv_bits: int | None = None
+    allow_changed_base: bool = False
 
     @classmethod
     def of_flags(
@@ -51,6 +60,8 @@ class ModelChoice:
         engine: str = "auto",
         dtype: str = "auto",
         kv_bits: int | None = None,
+        *,
+        allow_changed_base: bool = False,
     ) -> ModelChoice:
         """Without a model's name, the one that the adapter's run was trained from.
 
@@ -66,7 +77,7 @@ class ModelChoice:
                 "--model is missing",
                 suggestion="Give --model, or the folder of a run as --adapter-path.",
             )
-        return cls(workspace, model_name, adapter_path, engine, dtype, kv_bits)
+        return cls(workspace, model_name, adapter_path, engine, dtype, kv_bits, allow_changed_base)
 
     def find(self) -> Source:
         """Raises ConfigError, ModelNotFound, CheckpointNotFound, UnsupportedModel."""
@@ -80,6 +91,7 @@ class ModelChoice:
             engine=self.engine,
             dtype=self.dtype,
             kv_bits=self.kv_bits,
+            allow_changed_base=self.allow_changed_base,
         )
         return find_source(request, self.workspace, allow_absolute=True)
 

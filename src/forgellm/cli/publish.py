@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from forgellm.cli.model_choice import add_changed_base_flag
 from forgellm.errors import CheckpointNotFound
 from forgellm.paths import find_workspace
 
@@ -30,6 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="what weights are stored in: as the base stores its own, rounded to it (default), or "
         "exactly, in float32, at twice the size",
     )
+    add_changed_base_flag(parser)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.set_defaults(run=run)
 
@@ -48,7 +50,13 @@ def run(args: argparse.Namespace) -> int:
     if checkpoint is None:
         raise CheckpointNotFound("This run has no checkpoint yet", details={"run": found.name})
     with progress_bar() as on_progress:
-        published = publish_checkpoint(found, checkpoint, args.dtype, on_progress)
+        published = publish_checkpoint(
+            found,
+            checkpoint,
+            args.dtype,
+            allow_changed_base=args.allow_changed_base,
+            on_progress=on_progress,
+        )
     if args.json:
         import json
         from dataclasses import asdict

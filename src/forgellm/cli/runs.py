@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from forgellm.cli.model_choice import add_changed_base_flag
 from forgellm.paths import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     command.add_argument("--json", action="store_true", help="machine-readable output")
     command = commands.add_parser("resume", help="continue a run in the background")
     command.add_argument("name", **which)
+    add_changed_base_flag(command)
     command = commands.add_parser("stop", help="stop a run after its current step")
     command.add_argument("name", nargs="?", default=None, **_optional(which, "the one that trains"))
     command = commands.add_parser("delete", help="move a run to the trash")
@@ -143,7 +145,7 @@ def _resume(args: argparse.Namespace, workspace: Workspace) -> int:
     from forgellm.supervisor import resume_training
 
     run = find_run(workspace, args.name)
-    resume_training(workspace, run)
+    resume_training(workspace, run, allow_changed_base=args.allow_changed_base)
     print(f"{run.name} goes on in the background.")
     print(f"Watch it: {command(workspace, 'runs show', run.name)}")
     return 0

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from forgellm.cli.model_choice import add_changed_base_flag
 from forgellm.cli.upstream import (
     add_backend_flag,
     add_upstream_flag,
@@ -76,6 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=[],
         help="with the adapter of this run or checkpoint; several with --backend vllm",
     )
+    add_changed_base_flag(server)
     server.add_argument(
         "--kv-bits",
         type=int,
@@ -116,6 +118,7 @@ def run_server(args: argparse.Namespace) -> int:
             model_name=args.model,
             adapter_path=next(iter(args.adapter), None),
             kv_bits=args.kv_bits,
+            allow_changed_base=args.allow_changed_base,
         )
         shelf.load(request, allow_absolute=True)
     settings = _guard_settings(args)

@@ -65,10 +65,12 @@ def run(args: argparse.Namespace) -> int:
     workspace = find_workspace(args.workspace)
     console = make_console()
     given = {n: v for n in Recipe.model_fields if (v := getattr(args, n)) is not None}
+    allow_changed_base = bool(args.resume and given.pop("allow_changed_base", False))
     if args.resume and (args.config or given.keys() - MACHINE_FIELDS):
         raise InvalidRequest(
             "--resume continues a run as it was; only who shares the work may change: "
             + ", ".join("--" + name.replace("_", "-") for name in sorted(MACHINE_FIELDS))
+            + "; and --allow-changed-base, the model"
         )
     _require_no_launcher(given)
     stages = stages_from(args.config, given)
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if mlx_rank():
         Session().follow(recipe, workspace, resumed)
     elif not _trained_along(workspace, recipe, console):
-        _train(workspace, recipe, resumed, console)
+        _train(workspace, recipe, resumed, console, allow_changed_base)
     return 0
 
 
@@ -97,13 +99,20 @@ def _require_no_launcher(given: dict[str, Any]) -> None:
         raise InvalidRequest(f"mlx.launch says which processes there are: {instead}")
 
 
-def _train(workspace: Workspace, recipe: Recipe, resumed: Run | None, console: Console) -> None:
+def _train(
+    workspace: Workspace,
+    recipe: Recipe,
+    resumed: Run | None,
+    console: Console,
+    allow_changed_base: bool,
+) -> None:
     from forgellm import supervisor
     from forgellm.cli.foreground import train_here
     from forgellm.cli.summary import print_summary
 
     if resumed:
-        found, lock = resumed, supervisor.claim_resume(workspace, resumed)
+        found = resumed
+        lock = supervisor.claim_resume(workspace, found, allow_changed_base=allow_changed_base)
     else:
         found, lock = new_run(workspace, recipe)
     console.print(f"Run {found.output_dir}")

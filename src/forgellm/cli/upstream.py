@@ -86,7 +86,7 @@ def answering_elsewhere(args: argparse.Namespace, workspace: Workspace) -> Itera
     from forgellm.model_server.vllm.process import running
 
     program, port, key = find_vllm(), free_port("127.0.0.1"), secrets.token_urlsafe(32)
-    wanted = find_wanted(args.model, args.adapter, workspace)
+    wanted = find_wanted(args.model, args.adapter, workspace, args.allow_changed_base)
     url = f"http://127.0.0.1:{port}/v1"
     environment = {**os.environ, **_QUIET, "VLLM_API_KEY": key}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # through what ends the child

@@ -15,6 +15,7 @@ from forgellm.catalog import ModelFolder, find_model
 from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME
 from forgellm.engines.base import FuseEngine
 from forgellm.engines.chat_files import carry_template, name_turn_ends
+from forgellm.engines.pinned_base import require_same_base
 from forgellm.engines.registry import load_fuse_engine
 from forgellm.errors import CheckpointCorrupt, DiskTooSmall
 from forgellm.paths import Workspace
@@ -28,10 +29,23 @@ _COPIED = ("*.json", "*.jinja", "*.tiktoken", "*.model", "vocab.txt", "merges.tx
 _NOT_COPIED = {"config.json", "adapter_config.json", "model.safetensors.index.json"}
 
 
-def model_of(record: RunRecord, workspace: Workspace, engine: str = "auto") -> ModelFolder:
-    """The model that a run's weights belong to; see `model_under`."""
-    recipe = record.recipe.model_copy(update={"engine": engine})
-    return model_under(recipe, record.lineage, workspace)
+def model_of(
+    record: RunRecord,
+    workspace: Workspace,
+    engine: str = "auto",
+    *,
+    allow_changed: bool = False,
+) -> ModelFolder:
+    """The model that a run's weights belong to, found to be what it was; see `model_under`.
+
+    Raises ModelChanged unless `allow_changed`, and what `model_under` raises.
+    """
+    recipe = record.recipe.model_copy(
+        update={"engine": engine, "allow_changed_base": allow_changed}
+    )
+    model = model_under(recipe, record.lineage, workspace)
+    require_same_base(record, model.path, workspace, allow_changed=allow_changed)
+    return model
 
 
 def model_under(recipe: Recipe, lineage: list[Ancestor], workspace: Workspace) -> ModelFolder:
@@ -39,18 +53,18 @@ def model_under(recipe: Recipe, lineage: list[Ancestor], workspace: Workspace) -
 
     That is the one its recipe names or, after a merged base run, the folder in `models/merged/`,
     which is made (again) where it is missing. Raises ModelNotFound, UnsupportedModel, RunNotFound,
-    CheckpointNotFound, CheckpointCorrupt, DiskTooSmall, DiskFull.
+    CheckpointNotFound, CheckpointCorrupt, ModelChanged, DiskTooSmall, DiskFull.
     """
     ancestor = merged_ancestor(lineage)
     if ancestor is None:
         return find_model(recipe.model_name, workspace, allow_absolute=True)
     name = merged_name(ancestor)
     if not (workspace.merged_models / name).is_dir():
-        _make(ancestor, workspace, name, recipe.engine)
+        _make(ancestor, workspace, name, recipe)
     return find_model(f"{workspace.merged_models.name}/{name}", workspace)
 
 
-def _make(ancestor: Ancestor, workspace: Workspace, name: str, engine: str) -> None:
+def _make(ancestor: Ancestor, workspace: Workspace, name: str, recipe: Recipe) -> None:
     run = find_run(workspace, ancestor.training_id)
     checkpoint = find_checkpoint(run.folder, ancestor.iteration)
     verify(checkpoint)
@@ -59,7 +73,8 @@ def _make(ancestor: Ancestor, workspace: Workspace, name: str, engine: str) -> N
             f"Checkpoint {checkpoint.iteration} of {run.name} is not the one that was started from",
             details={"run": run.name, "iteration": checkpoint.iteration},
         )
-    base = model_of(run.record(), workspace, engine)
+    engine = recipe.engine
+    base = model_of(run.record(), workspace, engine, allow_changed=recipe.allow_changed_base)
     merged = workspace.merged_models
     with file_lock(merged / ".merge.lock"):
         if (merged / name).is_dir():

@@ -41,7 +41,11 @@ def find_measured(
     weights = _checkpoint(request.model, workspace, allow_absolute)
     model_name = request.model if weights is None else _base_model(weights, workspace)
     load = LoadRequest(
-        model_name=model_name, adapter_path=weights, engine=request.engine, dtype=request.dtype
+        model_name=model_name,
+        adapter_path=weights,
+        engine=request.engine,
+        dtype=request.dtype,
+        allow_changed_base=request.allow_changed_base,
     )
     return find_source(load, workspace, allow_absolute=allow_absolute), suite
 

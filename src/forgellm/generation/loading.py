@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from forgellm.catalog import ModelFolder, find_model
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import GenerateEngine
-from forgellm.engines.merged_model import model_of, require_own_settings
+from forgellm.engines.merged_model import model_under, require_own_settings
+from forgellm.engines.pinned_base import require_same_base
 from forgellm.errors import CheckpointNotFound, InvalidRequest, ModelNotFound, PathNotFound
 from forgellm.paths import Workspace
 from forgellm.runs.checkpoints import (
@@ -20,7 +21,7 @@ from forgellm.runs.checkpoints import (
     list_checkpoints,
 )
 from forgellm.runs.lineage import merged_ancestor
-from forgellm.runs.store import open_run
+from forgellm.runs.store import Run, open_run
 from forgellm.schema.generation import LoadRequest
 
 _ADAPTERS = "adapters.safetensors"
@@ -34,6 +35,7 @@ class Source:
     Attributes:
         model: the base model's folder, which has the tokenizer.
         adapter: the adapters' file on top of it, or a full checkpoint's folder in its place.
+        run: that the adapter is of, if it is of one.
     """
 
     model: Path
@@ -41,6 +43,8 @@ class Source:
     engine: str
     dtype: str
     kv_bits: int | None = None
+    run: Run | None = field(default=None, compare=False)
+    allow_changed_base: bool = field(default=False, compare=False)
 
 
 def find_source(
@@ -49,18 +53,29 @@ def find_source(
     """The files to open, found but not read.
 
     With `allow_absolute` (only for paths typed by the user of this machine) also outside the
-    workspace, relative to the current directory. The adapter of a run that began with a merged
+    workspace, relative to the current directory. Whether the model is what it was when the adapter
+    was trained on it is left to `require_own_base`, which reads files. The adapter of a run that began with a merged
     checkpoint stands on that merged model, under the name of the model that it was made of.
-    Raises ModelNotFound, CheckpointNotFound, InvalidRequest, and what `model_of` raises.
+    Raises ModelNotFound, CheckpointNotFound, CheckpointCorrupt, InvalidRequest, and what
+    `model_under` raises.
     """
-    adapter = own_model = None
+    adapter = own_model = run = None
     if request.adapter_path:
         adapter = find_weights(request.adapter_path, workspace, allow_absolute=allow_absolute)
         if (adapter.parent / "run.json").is_file():
-            require_own_settings(open_run(workspace, adapter.parent), adapter)
-        own_model = _merged_model_under(adapter, request, workspace)
+            run = open_run(workspace, adapter.parent)
+            require_own_settings(run, adapter)
+            own_model = _merged_model_under(run, request, workspace)
     model = own_model or _find_model(request.model_name, workspace, allow_absolute).path
-    return Source(model, adapter, request.engine, request.dtype, request.kv_bits)
+    return Source(
+        model,
+        adapter,
+        request.engine,
+        request.dtype,
+        request.kv_bits,
+        run,
+        request.allow_changed_base,
+    )
 
 
 def find_weights(adapter_path: str, workspace: Workspace, *, allow_absolute: bool = False) -> Path:
@@ -111,17 +126,16 @@ def base_model_of(weights: Path, workspace: Workspace) -> str | None:
     return open_run(workspace, weights.parent).record().recipe.model_name
 
 
-def _merged_model_under(adapter: Path, request: LoadRequest, workspace: Workspace) -> Path | None:
+def _merged_model_under(run: Run, request: LoadRequest, workspace: Workspace) -> Path | None:
     """The model that a run which began with a merged checkpoint was trained on; None for others.
 
     Raises InvalidRequest where another model is asked for: the adapter would mean nothing there.
     """
-    if not (adapter.parent / "run.json").is_file():
-        return None
-    record = open_run(workspace, adapter.parent).record()
+    record = run.record()
     if merged_ancestor(record.lineage) is None:
         return None
-    model = model_of(record, workspace, request.engine)
+    update = {"engine": request.engine, "allow_changed_base": request.allow_changed_base}
+    model = model_under(record.recipe.model_copy(update=update), record.lineage, workspace)
     if request.model_name not in (record.recipe.model_name, model.name):
         raise InvalidRequest(
             f"This run was trained on {record.recipe.model_name} with an earlier run merged into it",
@@ -131,11 +145,20 @@ def _merged_model_under(adapter: Path, request: LoadRequest, workspace: Workspac
     return model.path
 
 
+def require_own_base(source: Source) -> None:
+    """Raises ModelChanged where the adapter's run was trained on something else than is there now."""
+    if source.run is not None:
+        record, workspace = source.run.record(), source.run.workspace
+        allow = source.allow_changed_base
+        require_same_base(record, source.model, workspace, allow_changed=allow)
+
+
 def open_source(source: Source) -> tuple[GenerateEngine, Tokenizer]:
     """Read weights and tokenizer.
 
-    Raises UnsupportedModel, CheckpointNotFound, ConfigError, EngineUnavailable.
+    Raises UnsupportedModel, ModelChanged, CheckpointNotFound, ConfigError, EngineUnavailable.
     """
+    require_own_base(source)
     from forgellm.engines.registry import load_generate_engine
 
     engine = load_generate_engine(

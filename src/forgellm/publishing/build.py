@@ -42,17 +42,23 @@ def publish_task(
     """See `publish.publish_checkpoint`, which asks for it. Raises ForgeError."""
     run = open_run(workspace, Path(request["run_folder"]))
     checkpoint = find_checkpoint(run.folder, request["iteration"])
-    return asdict(build_published(run, checkpoint, on_progress, request["dtype"]))
+    allow = request["allow_changed_base"]
+    return asdict(build_published(run, checkpoint, on_progress, request["dtype"], allow))
 
 
 def build_published(
-    run: Run, checkpoint: Checkpoint, on_progress: OnProgress, dtype: str | None = None
+    run: Run,
+    checkpoint: Checkpoint,
+    on_progress: OnProgress,
+    dtype: str | None = None,
+    allow_changed_base: bool = False,
 ) -> Published:
     """Check, merge, describe, compare, move into place. Raises ForgeError."""
     record = run.record()
     on_progress(0.0, "checking the checkpoint")
     verify(checkpoint)
-    base = model_of(record, run.workspace, record.recipe.engine)
+    engine = record.recipe.engine
+    base = model_of(record, run.workspace, engine, allow_changed=allow_changed_base)
     published = run.workspace.published_models
     with file_lock(published / ".publish.lock"):
         require_disk(published, base, "published", dtype)

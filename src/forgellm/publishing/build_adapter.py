@@ -96,7 +96,8 @@ def build_adapter(
         verify(checkpoint)
         require_own_settings(run, checkpoint.weights)
         record = run.record()
-        base = model_of(record, workspace, record.recipe.engine)
+        allow = wanted.allow_changed_base
+        base = model_of(record, workspace, record.recipe.engine, allow_changed=allow)
         require_room(exported, checkpoint.weights.stat().st_size, "The adapter takes")
         with whole_folder(target, "the adapter") as folder:
             on_progress(0.3, "writing the adapter")

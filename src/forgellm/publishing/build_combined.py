@@ -17,6 +17,7 @@ from forgellm.child import OnProgress
 from forgellm.engines.base import Agreement
 from forgellm.engines.combining import SAMPLE_ROWS, Combination
 from forgellm.engines.merged_model import model_of, require_disk, write_model
+from forgellm.engines.pinned_base import require_same_base
 from forgellm.engines.registry import load_fuse_engine
 from forgellm.engines.stacking import can_stack, write_stacked
 from forgellm.errors import ForgeError
@@ -70,7 +71,10 @@ def build_combined(
     for _, checkpoint in parts:
         verify(checkpoint)
     record = parts[0][0].record()
-    base = model_of(record, workspace, record.recipe.engine)
+    allow = request.allow_changed_base
+    base = model_of(record, workspace, record.recipe.engine, allow_changed=allow)
+    for run, _ in parts[1:]:
+        require_same_base(run.record(), base.path, workspace, allow_changed=allow)
     published = workspace.published_models
     with file_lock(published / ".publish.lock"):
         require_free_name(request.name, workspace)

@@ -69,6 +69,8 @@ def publish_checkpoint(
     run: Run,
     checkpoint: Checkpoint,
     dtype: PublishedDtype = "stored",
+    *,
+    allow_changed_base: bool = False,
     on_progress: OnProgress = lambda fraction, text: None,
     on_start: Callable[[Callable[[], None]], None] = lambda stop: None,
 ) -> Published:
@@ -76,11 +78,12 @@ def publish_checkpoint(
 
     Weights are stored as the base stores its own, or exactly, in float32, at twice the size.
     `on_start` is called with a function that ends the work, for use by another thread.
-    Raises CheckpointCorrupt, ModelNotFound, UnsupportedModel, DiskTooSmall, ForgeError.
+    Raises CheckpointCorrupt, ModelNotFound, ModelChanged, UnsupportedModel, DiskTooSmall, ForgeError.
     """
     request = {
         "run_folder": str(run.folder),
         "iteration": checkpoint.iteration,
         "dtype": None if dtype == "stored" else dtype,
+        "allow_changed_base": allow_changed_base,
     }
     return Published(**make("publish", request, run.workspace, on_progress, on_start))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from forgellm.runs.metrics import effective, read_lines
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import PRIVATE_FIELDS, Recipe, parse_recipe
+from forgellm.schema.run import BaseFile
 
 _DATA = ("fingerprint", "tokenizer_fingerprint", "replay_fingerprint", "train_tokens")
 
@@ -60,6 +61,10 @@ def _losses(run: Run) -> dict[tuple[int, str], float]:
     return found
 
 
+def _short(file: BaseFile | None) -> str | None:
+    return None if file is None else file.sha256[:12]
+
+
 def _changed(first: Run, second: Run) -> list[str]:
     old, new = first.record(), second.record()
     pairs = [(f"data: {name}", old.data.get(name), new.data.get(name)) for name in _DATA] + [
@@ -69,4 +74,9 @@ def _changed(first: Run, second: Run) -> list[str]:
     pairs += [
         (name, getattr(old, name), getattr(new, name)) for name in ("engine", "device", "dtype")
     ]
+    if old.base_files and new.base_files:
+        pairs += [
+            (f"model: {name}", _short(old.base_files.get(name)), _short(new.base_files.get(name)))
+            for name in sorted(old.base_files.keys() | new.base_files.keys())
+        ]
     return [f"{name} was {before}, is {now}" for name, before, now in pairs if before != now]

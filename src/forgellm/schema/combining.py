@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from forgellm.schema.request import Request
+from forgellm.schema.request import AllowChangedBase, Request
 
 CombineMethod = Literal["linear", "ties", "dare_linear", "dare_ties"]
 COMBINE_METHODS: tuple[CombineMethod, ...] = get_args(CombineMethod)
@@ -43,6 +43,7 @@ class CombineRequest(Request, json_schema_extra={"examples": [_COMBINE]}):
         0.5, gt=0, le=1, description="Share of each change that ties and dare keep."
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Of what dare keeps.")
+    allow_changed_base: AllowChangedBase = False
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Self:

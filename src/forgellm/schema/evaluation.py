@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from forgellm.schema.recipe import PathName
-from forgellm.schema.request import Request
+from forgellm.schema.request import AllowChangedBase, Request
 
 
 class ProbeFigures(BaseModel):
@@ -97,6 +97,7 @@ class EvaluateRequest(Measurement, json_schema_extra={"examples": [_EVALUATE]}):
         max_length=1000,
         description="A model, a run (its best checkpoint) or a checkpoint.",
     )
+    allow_changed_base: AllowChangedBase = False
 
 
 class ModelEvaluation(BaseModel):

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from forgellm.schema.reply import Item, Reply
-from forgellm.schema.request import Request
+from forgellm.schema.request import AllowChangedBase, Request
 
 AdapterFormat = Literal["peft", "mlx", "gguf-lora"]
 ADAPTER_FORMATS: tuple[str, ...] = get_args(AdapterFormat)
@@ -30,6 +30,7 @@ class ExportRequest(Request, json_schema_extra={"examples": [_EXPORT]}):
         pattern=r"^[A-Z0-9_]{1,20}$",
         description="What a GGUF model's weights are stored in, such as BF16, Q8_0 or Q4_K_M.",
     )
+    allow_changed_base: AllowChangedBase = False
 
 
 class ExportItem(Item):

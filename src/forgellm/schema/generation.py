@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from forgellm.schema.request import Request
+from forgellm.schema.request import AllowChangedBase, Request
 
 # Engines count in float32: smaller ones divide to infinity, or leave no token to choose from. At
 # these already, nothing but the likeliest token is left.
@@ -35,6 +35,7 @@ class LoadRequest(Request, json_schema_extra={"examples": [_LOAD]}):
         default=None,
         description="Keep the key-value cache in so many bits (engine mlx): long contexts take less memory, and answers are made one at a time.",
     )
+    allow_changed_base: AllowChangedBase = False
 
 
 class _Loaded(Request):

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from forgellm.schema.recipe import TrainingType
 from forgellm.schema.reply import Item, Reply
-from forgellm.schema.request import Request
+from forgellm.schema.request import AllowChangedBase, Request
 
 HUB_ID_PART = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 
@@ -52,6 +52,7 @@ class PublishRequest(Request, json_schema_extra={"examples": [_PUBLISH]}):
         description="What weights are stored in: stored, as the base stores its own (rounded to it), "
         "or float32, which keeps them exactly and takes twice the space of 16 bits.",
     )
+    allow_changed_base: AllowChangedBase = False
     run_async: bool = Field(
         False, alias="async", description="true: answer at once with a job instead of waiting."
     )

@@ -231,6 +231,10 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
     allow_overlap: bool = Field(
         False, description="Train although probes or held-out documents stand in the training text."
     )
+    allow_changed_base: bool = Field(
+        False,
+        description="Start from base_run although its model is not, to the bit, the one that it was trained on.",
+    )
     report_to: list[TrackerName] = Field(
         default_factory=list,
         max_length=4,

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+AllowChangedBase = Annotated[
+    bool,
+    Field(
+        description="Go on although the model under the run's weights is not, to the bit, the one that "
+        "they were trained on."
+    ),
+]
 _EXACT = 2.0**53  # beyond it a float may stand for an integer that it is not
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from forgellm.schema.recipe import Recipe, TrainingType
-from forgellm.schema.request import Request
+from forgellm.schema.request import AllowChangedBase, Request
 
 RUN_SCHEMA_VERSION = 1
 
@@ -36,6 +36,13 @@ class Ancestor(BaseModel):
     mode: Literal["merged", "stacked"]
 
 
+class BaseFile(BaseModel):
+    """A file of the model that a run was trained on, as it was then."""
+
+    size_bytes: int
+    sha256: str
+
+
 class RunRecord(BaseModel):
     """`run.json`: written when the run is created, completed once before its first update."""
 
@@ -55,6 +62,11 @@ class RunRecord(BaseModel):
         default_factory=list, description="The checkpoints it descends from, the oldest first."
     )
     model: dict[str, Any] = Field(default_factory=dict)
+    base_files: dict[str, BaseFile] = Field(
+        default_factory=dict,
+        description="What the model's folder held when the run began: weights, configuration, "
+        "tokenizer and chat template, by file name. Empty for runs of earlier versions.",
+    )
     data: dict[str, Any] = Field(default_factory=dict)
     memory: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str | None] = Field(default_factory=dict)
@@ -136,3 +148,10 @@ class ResumeRequest(Request):
 
     training_id: str | None = Field(None, min_length=1, max_length=400)
     output_dir: str | None = Field(None, min_length=1, max_length=1000)
+    allow_changed_base: AllowChangedBase = False
+
+
+class ResumeOptions(Request, json_schema_extra={"examples": [{"allow_changed_base": True}]}):
+    """How a run is continued that is named by the address."""
+
+    allow_changed_base: AllowChangedBase = False

@@ -38,10 +38,18 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes, ModelRoutes):
         return self._post("/api/training/stop")
 
     def resume_training(
-        self, training_id: str | None = None, *, output_dir: str | None = None
+        self,
+        training_id: str | None = None,
+        *,
+        output_dir: str | None = None,
+        allow_changed_base: bool = False,
     ) -> Reply:
         """Continue a run, given by its id or its folder, from its newest intact checkpoint."""
-        wanted = {"training_id": training_id, "output_dir": output_dir}
+        wanted = {
+            "training_id": training_id,
+            "output_dir": output_dir,
+            "allow_changed_base": allow_changed_base or None,
+        }
         return self._post("/api/training/resume", given(wanted))
 
     def publish_checkpoint(
@@ -51,11 +59,13 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes, ModelRoutes):
         *,
         dtype: str = "stored",
         run_async: bool = False,
+        allow_changed_base: bool = False,
     ) -> Reply:
         """Make a model of a checkpoint; `dtype` float32 keeps its weights exactly. With `run_async`
         the reply is a job, at once."""
         body = given({"checkpoint_path": checkpoint_path, "training_dir": training_dir})
         body["dtype"] = dtype
+        body |= given({"allow_changed_base": allow_changed_base or None})
         return self._post("/api/training/publish_checkpoint", body | {"async": run_async})
 
     def parse_recipe(self, text: str) -> Reply:
@@ -92,6 +102,7 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes, ModelRoutes):
         dtype: str | None = None,
         kv_bits: int | None = None,
         beside: bool = False,
+        allow_changed_base: bool = False,
     ) -> Reply:
         """Begin loading; the reply comes at once, and generating waits until it is there.
 
@@ -103,6 +114,7 @@ class ForgeLLMClient(RunRoutes, DataRoutes, ConversationRoutes, ModelRoutes):
             "dtype": dtype,
             "kv_bits": kv_bits,
             "beside": beside or None,
+            "allow_changed_base": allow_changed_base or None,
         }
         return self._post("/api/model/load", {"model_name": model_name} | given(body))
 

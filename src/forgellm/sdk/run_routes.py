@@ -42,9 +42,10 @@ class RunRoutes(Transport):
         """What it measured of its model, and what the model answered, at each checkpoint."""
         return self._get(f"/api/runs/{_part(name)}/evaluations")
 
-    def resume_run(self, name: str) -> Reply:
+    def resume_run(self, name: str, *, allow_changed_base: bool = False) -> Reply:
         """Continue it from its newest intact checkpoint."""
-        return self._post(f"/api/runs/{_part(name)}/resume")
+        body = {"allow_changed_base": True} if allow_changed_base else None
+        return self._post(f"/api/runs/{_part(name)}/resume", body)
 
     def clone_run(self, name: str, overrides: Mapping[str, Any] | None = None) -> Reply:
         """Its recipe with other values in it, for `start_training`; nothing is started."""

@@ -12,7 +12,7 @@ from forgellm.errors import ForgeError
 from forgellm.paths import iso_utc
 from forgellm.runs.lineage import merged_ancestor
 from forgellm.runs.store import Run
-from forgellm.schema.run import Phase, RunRecord
+from forgellm.schema.run import BaseFile, Phase, RunRecord
 from forgellm.training.ready import Ready
 from forgellm.training.reference import write_reference
 from forgellm.training.start import Start
@@ -20,7 +20,7 @@ from forgellm.training.start import Start
 log = logging.getLogger(__name__)
 
 
-def completed(record: RunRecord, ready: Ready) -> RunRecord:
+def completed(record: RunRecord, ready: Ready, base_files: dict[str, BaseFile]) -> RunRecord:
     """`run.json` as it stays: everything that decided the run."""
     plan, data = ready.plan, ready.data
     info, model = ready.engine.info, plan.model
@@ -43,6 +43,7 @@ def completed(record: RunRecord, ready: Ready) -> RunRecord:
                 "num_trainable": info.num_trainable,
                 "context_length": info.context_length,
             },
+            "base_files": base_files,
             "data": data.summary,
             "memory": ready.measured,
             "versions": {"forgellm": __version__, **info.versions},

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from forgellm.catalog.content import content_of
 from forgellm.data.prepare import prepare_data, reopen_prepared
 from forgellm.data.prepared import PreparedData
 from forgellm.data.progress import OnProgress, Tokenised
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.merged_model import model_under
+from forgellm.engines.pinned_base import require_same_base
 from forgellm.engines.process_group import mlx_rank
 from forgellm.engines.registry import engine_name, join_group, load_train_engine
 from forgellm.errors import (
@@ -108,7 +110,9 @@ class Session:
         )
         ready = self._referred(ready, run if resume else None)
         if checkpoint is None:
-            run.write_record(completed(record, ready))
+            self.progress("writing down what the model holds")
+            held = content_of(ready.plan.model.path, run.workspace)
+            run.write_record(completed(record, ready, held))
             write_companions(run, start, ready)
         for warning in [*ready.data.warnings, *ready.engine.warnings]:
             log.warning(warning)
@@ -165,6 +169,9 @@ class Session:
             if merged_ancestor(start.lineage):
                 self.progress("finding or merging the model to start from")
             model = model_under(recipe, start.lineage, workspace)
+            if start.continues is not None:
+                allow = recipe.allow_changed_base and start.weights is not None
+                require_same_base(start.continues, model.path, workspace, allow_changed=allow)
             plan = plan_compute(recipe, model, workspace, is_first_here=group.is_first_here)
             self.progress("reading and tokenising the documents")
             tokenizer = Tokenizer.load(model.path, start.template_folder)
@@ -294,4 +301,4 @@ def _start_of(record: RunRecord, run: Run, resume: bool) -> Start:
     """For a resume as it was then, whatever has become of the base run."""
     if not resume:
         return find_start(record.recipe, run.workspace)
-    return Start(record.recipe, record.lineage, template_folder=run.folder)
+    return Start(record.recipe, record.lineage, template_folder=run.folder, continues=record)

@@ -19,7 +19,7 @@ from forgellm.data.tokenizer import CHAT_TEMPLATE_NAME, Tokenizer
 from forgellm.engines.adapter import settings_beside
 from forgellm.engines.chat_files import GENERATION_NAME
 from forgellm.errors import EngineUnavailable, InvalidRequest, UnsupportedModel
-from forgellm.generation.loading import Source, find_source
+from forgellm.generation.loading import Source, find_source, require_own_base
 from forgellm.model_server.openai_models import id_of
 from forgellm.model_server.upstream.models import Named
 from forgellm.paths import Workspace
@@ -71,14 +71,21 @@ def find_vllm() -> str:
     return found
 
 
-def find_wanted(model: str, adapters: Sequence[str], workspace: Workspace) -> Wanted:
+def find_wanted(
+    model: str, adapters: Sequence[str], workspace: Workspace, allow_changed_base: bool = False
+) -> Wanted:
     """The files that the user of this machine names.
 
-    Raises what `find_source` raises, UnsupportedModel for what vLLM does not read, and
+    Raises what `find_source` and `require_own_base` raise, UnsupportedModel for what vLLM does not read, and
     InvalidRequest for adapters that do not go together.
     """
-    requests = [LoadRequest(model_name=model, adapter_path=adapter) for adapter in adapters]
+    requests = [
+        LoadRequest(model_name=model, adapter_path=adapter, allow_changed_base=allow_changed_base)
+        for adapter in adapters
+    ]
     sources = [find_source(request, workspace, allow_absolute=True) for request in requests]
+    for source in sources:
+        require_own_base(source)
     base = LoadRequest(model_name=model, adapter_path=None)
     if not sources:
         folder = find_source(base, workspace, allow_absolute=True).model

@@ -35,7 +35,15 @@ def _submit(workspace: Workspace, jobs: JobRunner, body: PublishRequest) -> Job:
     run, checkpoint = find_publishable(workspace, body.checkpoint_path, body.training_dir)
 
     def work(job: Job) -> dict[str, Any]:
-        return asdict(publish_checkpoint(run, checkpoint, body.dtype, job.report, job.stop_with))
+        published = publish_checkpoint(
+            run,
+            checkpoint,
+            body.dtype,
+            allow_changed_base=body.allow_changed_base,
+            on_progress=job.report,
+            on_start=job.stop_with,
+        )
+        return asdict(published)
 
-    key = f"{run.output_dir}/{checkpoint.weights.name} {body.dtype}"
+    key = f"{run.output_dir}/{checkpoint.weights.name} {body.dtype} {body.allow_changed_base}"
     return jobs.submit("publish_checkpoint", key, work, "heavy")

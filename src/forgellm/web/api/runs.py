@@ -25,7 +25,7 @@ from forgellm.schema.manage import (
     TrashedReply,
 )
 from forgellm.schema.recipe import TrainingType
-from forgellm.schema.run import MetricsLine, Phase
+from forgellm.schema.run import MetricsLine, Phase, ResumeOptions
 from forgellm.supervisor import resume_training
 from forgellm.web.run_figures import run_changed, run_items, run_reply
 
@@ -89,10 +89,11 @@ def _add_reading(router: APIRouter, workspace: Workspace) -> None:
 
 def _add_changing(router: APIRouter, workspace: Workspace) -> None:
     @router.post("/{name}/resume")
-    def resume(name: RunName) -> RunChangedReply:
+    def resume(name: RunName, body: ResumeOptions | None = None) -> RunChangedReply:
         """Continue a run from its newest intact checkpoint."""
         run = find_run(workspace, name)
-        resume_training(workspace, run)
+        allow = body is not None and body.allow_changed_base
+        resume_training(workspace, run, allow_changed_base=allow)
         return run_changed(run, "Training resumed successfully")
 
     @router.post("/{name}/clone")

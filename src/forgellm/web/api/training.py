@@ -55,7 +55,7 @@ def make_router(workspace: Workspace, run_status: RunStatus) -> APIRouter:
         if not wanted:
             raise InvalidRequest("Give the run's training_id or output_dir")
         run = find_run(workspace, wanted)
-        resume_training(workspace, run)
+        resume_training(workspace, run, allow_changed_base=body.allow_changed_base)
         return TrainingReply(**_named(run, "Training resumed successfully"))
 
     return router
