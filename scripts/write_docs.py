@@ -21,6 +21,7 @@ import scaling_tables
 
 from forgellm import errors
 from forgellm.cli import main as cli
+from forgellm.data.chat import shapes, turns
 from forgellm.schema.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,6 +140,68 @@ def error_classes(base: type[errors.ForgeError] = errors.ForgeError) -> Iterator
             yield from error_classes(kind)
 
 
+# --- shapes of datasets -------------------------------------------------------------------------
+
+
+def conversation_shapes() -> str:
+    return _shapes(shapes.CONVERSATIONS)
+
+
+def preference_shapes() -> str:
+    return _shapes(shapes.PREFERENCES)
+
+
+def _shapes(known: tuple[shapes.Shape, ...]) -> str:
+    rows = [
+        (
+            "; ".join(_column(column) for column in shape.needs),
+            "; ".join(_beside(shape.also)),
+            ", ".join(shape.datasets),
+        )
+        for shape in known
+    ]
+    return _table(("A row has", "Also read", "Among others"), rows)
+
+
+def _column(column: shapes.Column) -> str:
+    return f"{_names(column)}: {shapes.PARTS[column.part]}"
+
+
+def _names(column: shapes.Column) -> str:
+    return " or ".join(f"`{name}`" for name in column.names)
+
+
+def _beside(columns: tuple[shapes.Column, ...]) -> Iterator[str]:
+    """The columns that many shapes have by their first name, which another table explains."""
+    own = [column for column in columns if column not in _COMMON]
+    yield from map(_column, own)
+    if common := [f"`{column.names[0]}`" for column in columns if column in _COMMON]:
+        yield ", ".join(common)
+
+
+_COMMON = (shapes.SYSTEM, shapes.HISTORY, shapes.TOOLS)
+
+
+def common_columns() -> str:
+    rows = [(_names(column), shapes.PARTS[column.part]) for column in _COMMON]
+    return _table(("Column", "What it is"), rows)
+
+
+def refused_shapes() -> str:
+    rows = [
+        (refusal.name, ", ".join(f"`{name}`" for name in refusal.columns), refusal.reason)
+        for refusal in shapes.REFUSALS
+    ]
+    return _table(("Rows", "Columns", "Why they are skipped"), rows)
+
+
+def speakers() -> str:
+    names: dict[str, list[str]] = {}
+    for name, role in turns.ROLES.items():
+        names.setdefault(role, []).append(f"`{name}`")
+    return _table(("Role", "Names"), [(f"`{r}`", ", ".join(n)) for r, n in names.items()])
+
+
 # --- commands ---------------------------------------------------------------------------------
 
 
@@ -217,6 +280,11 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 _PARTS: dict[str, Callable[[], str]] = {
     "recipe fields": recipe_fields,
     "error codes": error_codes,
+    "conversation shapes": conversation_shapes,
+    "preference shapes": preference_shapes,
+    "common columns": common_columns,
+    "refused shapes": refused_shapes,
+    "speakers": speakers,
     "command help": command_help,
     "package tree": package_tree,
     "scaling on gpus": lambda: _table(*scaling_tables.gpu_rows()),

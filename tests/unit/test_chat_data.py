@@ -303,3 +303,36 @@ def test_all_cores_or_one_make_the_same(
     assert one.report == all_cores.report and one.report.documents > 120
     for name in ("tokens", "offsets", "hashes", "trained", "rejected"):
         assert np.array_equal(getattr(one, name), getattr(all_cores, name)), name
+
+
+def test_what_rows_are_not_used_for_is_in_the_report_and_in_one_warning(
+    workspace: Workspace, tokenizer: Tokenizer
+) -> None:
+    rows = [{"question": f"{n}?", "answer": f"Yes {n}.", "remark": "x", "id": n} for n in range(9)]
+    dataset(workspace, "noted", a__jsonl="\n".join(map(json.dumps, rows)))
+    data = prepare(workspace, tokenizer, dataset="noted")
+    notes = [(item["source"], item["reason"], item["rows"]) for item in data.summary["notes"]]
+    assert notes == [
+        ("a.jsonl", "the column 'remark' is not used", 9),
+        ("a.jsonl", "the column 'id' is not used (a label)", 9),
+    ]
+    (warning,) = [warning for warning in data.warnings if "remark" in warning]
+    assert "'remark' is not used: 9 rows" in warning and "'id'" in warning
+    again = prepare(workspace, tokenizer, dataset="noted")
+    assert again.summary["notes"] == data.summary["notes"]  # from the cache
+    assert again.warnings == data.warnings
+
+
+def test_one_odd_row_never_costs_the_others(workspace: Workspace, tokenizer: Tokenizer) -> None:
+    odd: list[Any] = [
+        {"instruction": "And?", "output": "So.", "history": [["one"]]},
+        {"messages": [7]},
+        {"prompt": {"a": 1}, "completion": [True]},
+        [[]],
+        7,
+    ]
+    text = "\n".join(json.dumps(item) for item in odd) + "\n"
+    dataset(workspace, "odd", a__jsonl=text + row("Why?", "So.") * 3)
+    data = prepare(workspace, tokenizer, dataset="odd")
+    assert data.summary["documents"] == 3
+    assert sum(item["rows"] for item in data.summary["skipped"]) == len(odd)

@@ -183,6 +183,13 @@ def _show_skipped(report: dict[str, Any]) -> None:
         for item in report["skipped"]
     ]
     _table(("SKIPPED", "WHY"), rows)
+    if report.get("in_a_run"):
+        return  # which says it too, with what the chat template does not show
+    notes = [
+        (item["source"], f"{item['reason']} ({item['rows']:,} rows)")
+        for item in report.get("notes", [])
+    ]
+    _table(("PARTLY USED", "WHAT IS NOT"), notes)
 
 
 def _counts(title: str, counts: dict[str, int]) -> str:

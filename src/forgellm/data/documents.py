@@ -64,13 +64,20 @@ class DatasetOverview(NamedTuple):
 
 @dataclass
 class ReadReport:
-    """What became of the files; filled while documents are read."""
+    """What became of the files; filled while documents are read.
+
+    Attributes:
+        skipped: files and rows that were left out.
+        cut: conversations that lost their last turns.
+        notes: what of the rows that were used was not, such as columns that no shape has.
+    """
 
     files: int = 0
     documents: int = 0
     text_bytes: int = 0
     skipped: list[Skipped] = field(default_factory=list)
-    cut: int = 0  # conversations that lost their last turns
+    cut: int = 0
+    notes: list[Skipped] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,6 +91,7 @@ class ReadReport:
             values["text_bytes"],
             skipped,
             values.get("cut", 0),
+            [Skipped(**item) for item in values.get("notes", [])],
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from forgellm.data.chat.files import nothing_found
 from forgellm.data.chat.format import chat_format, template_of
 from forgellm.data.chat.packing import conversations_once, packed_conversations
+from forgellm.data.chat.shapes import LABEL_NOTE
 from forgellm.data.chat.store import chat_store
 from forgellm.data.chat.template import TemplateRefused
 from forgellm.data.chat.turn_ends import turn_ends
@@ -29,6 +31,7 @@ from forgellm.paths import Workspace
 from forgellm.schema.recipe import Recipe
 
 _SKIPPED_SHOWN = 100
+_NOTES_TOLD = 10
 
 
 def prepare_data(
@@ -134,6 +137,7 @@ def _assemble(
         raise nothing_found(recipe, _skipped(domain))
     split = split_documents(domain, recipe.validation_split, recipe.seed)
     warnings = [*_check_size(split, seq_len), *split.warnings, *_skip_warnings(domain)]
+    warnings += _note_warnings(domain)
     if recipe.training_type != "cpt":
         warnings += turn_ends(tokenizer, template_of(recipe, tokenizer)).warnings
     packed: RowStream
@@ -199,6 +203,7 @@ def _summary(
         "cut": report.cut,
         "num_skipped": len(report.skipped),
         "skipped": [asdict(item) for item in report.skipped[:_SKIPPED_SHOWN]],
+        "notes": [asdict(item) for item in report.notes[:_SKIPPED_SHOWN]],
     }
 
 
@@ -247,3 +252,16 @@ def _skip_warnings(store: TokenStore) -> list[str]:
     first = f"{skipped[0].source} ({skipped[0].reason})"
     more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
     return [f"Not all of the dataset could be read: {first}{more}."]
+
+
+def _note_warnings(store: TokenStore) -> list[str]:
+    """One sentence on what of the rows is not used, columns that only label them last."""
+    rows: Counter[str] = Counter()
+    for note in store.report.notes:
+        rows[note.reason] += note.rows or 0
+    if not rows:
+        return []
+    ordered = sorted(rows, key=lambda reason: reason.endswith(LABEL_NOTE))
+    told = "; ".join(f"{reason}: {rows[reason]:,} rows" for reason in ordered[:_NOTES_TOLD])
+    more = f"; and {len(ordered) - _NOTES_TOLD} more" if len(ordered) > _NOTES_TOLD else ""
+    return [f"Not all that the rows hold is learned from ({told}{more})."]

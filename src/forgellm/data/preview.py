@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -40,6 +40,7 @@ class Preview:
     Attributes:
         parts: which side of the split each document is on; a lone document is on both.
         blocks: batches of one row each, the first that would be trained on.
+        notes: what of the rows of conversations or pairs is not used, and of how many.
     """
 
     file_count: int
@@ -48,6 +49,7 @@ class Preview:
     blocks: list[Batch]
     skipped: list[str]
     is_complete: bool
+    notes: list[str] = field(default_factory=list)
 
 
 def preview_dataset(

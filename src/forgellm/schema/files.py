@@ -91,6 +91,9 @@ class PreviewReply(Reply):
     documents: list[PreviewDocument]
     blocks: list[PreviewBlock]
     skipped: list[str] = Field(description="What cannot be read, and why.")
+    notes: list[str] = Field(
+        default_factory=list, description="What of the rows is not used, and of how many."
+    )
 
 
 class FileChangedReply(Reply):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from forgellm.data.chat.layout import LossOn
-from forgellm.data.chat.rows import Conversation, RowRefused, conversation_of
+from forgellm.data.chat.rows import Conversation, conversation_of, unreadable
 from forgellm.data.chat.tokens import ChatRuns, Run, Tokens, chat_tokens
+from forgellm.data.chat.turns import RowRefused
 from forgellm.data.token_store import HASH_BYTES
 from forgellm.data.tokenizer import Tokenizer
 
 T = TypeVar("T")
+_PASSING = (MemoryError, OSError)  # faults of the machine, not of a row
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Entry(NamedTuple):
 
     Attributes:
         key: rows with the same key stay on one side of the split.
+        notes: what of the row is not used.
         rejected_at: of a pair, where the tokens of the rejected conversation begin.
     """
 
@@ -48,6 +51,7 @@ class Entry(NamedTuple):
     key: bytes
     text_bytes: int
     is_cut: bool
+    notes: tuple[str, ...]
     rejected_at: int | None = None
 
 
@@ -59,6 +63,7 @@ class EncodedRow(NamedTuple):
     hash: bytes
     text_bytes: int
     is_cut: bool
+    notes: Sequence[str]
     rejected_at: int | None
 
 
@@ -74,7 +79,10 @@ class RowEncoder(ABC):
         self._chat = ChatRuns(tokenizer, form.template)
 
     def encode(self, rows: list[Any]) -> list[Entry | str]:
-        """Each row's entry, or why it is left out. The text of all is encoded together."""
+        """Each row's entry, or why it is left out. The text of all is encoded together.
+
+        Whatever goes wrong with a row costs that row alone.
+        """
         asking = [self._encode(row) for row in rows]
         found: dict[int, Entry | str] = {}
         answers: dict[int, Any] = dict.fromkeys(range(len(rows)))
@@ -87,9 +95,29 @@ class RowEncoder(ABC):
                     found[number] = end.value
                 except RowRefused as error:
                     found[number] = str(error)
-            tokens_of = chat_tokens(list(asked.values()), self._tokenizer)
-            answers = dict(zip(asked, tokens_of, strict=True))
+                except _PASSING:
+                    raise
+                except Exception as error:
+                    found[number] = unreadable(error)
+            answers = dict(self._encoded(asked, found))
         return [found[number] for number in range(len(rows))]
+
+    def _encoded(
+        self, asked: dict[int, list[Run]], failed: dict[int, Entry | str]
+    ) -> Iterator[tuple[int, Tokens]]:
+        """The tokens of each row's text; one by one where the tokenizer fails on some of them."""
+        try:
+            found = chat_tokens(list(asked.values()), self._tokenizer)
+        except _PASSING:
+            raise
+        except Exception as error:
+            if len(asked) > 1:
+                for number, runs in asked.items():
+                    yield from self._encoded({number: runs}, failed)
+            else:
+                failed |= dict.fromkeys(asked, unreadable(error))
+            return
+        yield from zip(asked, found, strict=True)
 
     @abstractmethod
     def _encode(self, row: Any) -> Asking[Entry]: ...
@@ -106,6 +134,7 @@ def _written(entry: Entry) -> EncodedRow:
         hashlib.blake2b(entry.key, digest_size=HASH_BYTES).digest(),
         entry.text_bytes,
         entry.is_cut,
+        entry.notes,
         entry.rejected_at,
     )
 
@@ -114,14 +143,15 @@ class ConversationEncoder(RowEncoder):
     """Rows that hold one conversation."""
 
     def _encode(self, row: Any) -> Asking[Entry]:
-        conversation = conversation_of(row, self._form.columns)
+        conversation = self._chat.fitted(conversation_of(row, self._form.columns))
         found = yield self._runs(conversation)
         is_cut = len(found.trained) > self._form.max_tokens
         if is_cut:
             found = yield from self._cut(conversation)
         if not any(found.trained[1:]):
-            raise RowRefused("nothing in it to learn")
-        return Entry(found, found.ids, text_bytes(conversation.turns), is_cut)
+            raise nothing_to_learn(conversation)
+        size = text_bytes(conversation.turns)
+        return Entry(found, found.ids, size, is_cut, conversation.notes)
 
     def _cut(self, conversation: Conversation) -> Asking[Tokens]:
         """As many of the first turns as fit, up to an answer."""
@@ -131,8 +161,7 @@ class ConversationEncoder(RowEncoder):
         low, high = 0, len(answers) - 1  # one by one, a conversation of many turns would take hours
         while low < high:
             middle = (low + high) // 2
-            part = Conversation(turns[: answers[middle] + 1], conversation.tools)
-            found = yield self._runs(part)
+            found = yield self._runs(conversation.until(answers[middle] + 1))
             if len(found.trained) <= self._form.max_tokens:
                 fitting, low = found, middle + 1
             else:
@@ -143,6 +172,12 @@ class ConversationEncoder(RowEncoder):
 
     def _runs(self, conversation: Conversation) -> list[Run]:
         return self._chat.runs(conversation, self._form.loss_on)
+
+
+def nothing_to_learn(conversation: Conversation) -> RowRefused:
+    if conversation.context_only:
+        return RowRefused("its answers are marked as not to be learned")
+    return RowRefused("nothing in it to learn")
 
 
 def text_bytes(turns: list[dict[str, Any]]) -> int:

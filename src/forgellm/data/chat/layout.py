@@ -26,19 +26,26 @@ def layout_of(
     loss_on: LossOn | int,
     template: ChatTemplate,
     ends: TurnEnds,
+    context_only: frozenset[int] = frozenset(),
 ) -> Layout:
-    """`loss_on` may be how many of the last answers are learned. Raises RowRefused, TemplateRefused."""
+    """`loss_on` may be how many of the last answers are learned. `context_only` are those that are
+    never learned, counted from the first answer on. Raises RowRefused, TemplateRefused."""
     whole = template.parts(shape, for_answer=False, tools=tools)
+    every = [number for number, turn in enumerate(shape) if ("role", "assistant") in turn]
+    never = {every[answer] for answer in context_only}
     if loss_on == "all":
-        return [(True, whole)]
-    answers = [number for number, turn in enumerate(shape) if ("role", "assistant") in turn]
-    if loss_on != "assistant":
-        answers = answers[-1 if loss_on == "last" else -loss_on :]
+        answers = sorted(never)
+    elif loss_on == "assistant":
+        answers = [number for number in every if number not in never]
+    else:
+        last = every[-1 if loss_on == "last" else -loss_on :]
+        answers = [number for number in last if number not in never]
     spans = []
     for number in answers:
         prompt = template.parts(shape[:number], for_answer=True, tools=tools)
         spans.append(_span(number, whole, prompt, ends))
-    return _cut(whole, spans)
+    layout = _cut(whole, spans)
+    return [(not inside, parts) for inside, parts in layout] if loss_on == "all" else layout
 
 
 def _span(

@@ -1,13 +1,11 @@
 """Rows of preference data: one beginning, and after it a chosen and a rejected answer.
 
-Known are `prompt`, `chosen` and `rejected` as text or as lists of turns, `chosen` and `rejected` as
-whole conversations with the same beginning, and the transcripts of Anthropic's HH (`Human:` and
-`Assistant:` in one text).
+Which columns hold what is found among the shapes of `shapes.py`. Each answer is a text, a turn, a
+list of turns, or a whole conversation from its first turn on.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,85 +17,119 @@ from forgellm.data.chat.encoding import (
     ConversationEncoder,
     Entry,
     RowEncoder,
+    nothing_to_learn,
     text_bytes,
 )
-from forgellm.data.chat.rows import (
-    Conversation,
-    RowRefused,
-    json_list,
-    turns_of,
-    until_last_answer,
-)
+from forgellm.data.chat.rows import Conversation, Row, costs_only_its_row, transcript_of
+from forgellm.data.chat.shapes import HH, PREFERENCES, Part, Shape
 from forgellm.data.chat.template import Turn
 from forgellm.data.chat.tokens import Run, Tokens
+from forgellm.data.chat.turns import Notes, RowRefused, Spoken, said, tools_of
 from forgellm.data.tokenizer import Tokenizer
 
-_PROMPTS = ("prompt", "question", "instruction", "query", "input")
-_TRANSCRIPT = re.compile(r"\n\n(Human|Assistant): ?")
+_PARTS: Mapping[str, Part] = {"prompt": "asked", "chosen": "chosen", "rejected": "rejected", "system": "system"}  # fmt: skip
+
+
+_ASKED: tuple[Part, ...] = ("asked", "before", "after", "history")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two conversations whose first `num_shared` turns are the same; what follows is answers."""
+    """Two conversations whose first `num_shared` turns are the same; what follows is answers.
+
+    Attributes:
+        notes: what of the row is not used.
+    """
 
     chosen: Conversation
     rejected: Conversation
     num_shared: int
+    notes: tuple[str, ...] = ()
 
 
+@costs_only_its_row
 def pair_of(row: Any, columns: Mapping[str, str] | None = None) -> Pair:
     """The pair of a row. `columns` maps prompt, chosen, rejected or system to names.
 
     Raises RowRefused.
     """
-    if not isinstance(row, dict):
-        raise RowRefused("not an object")
-    names = {name.lower(): name for name in row} | dict(columns or {})
-    found = {role: row.get(names.get(role, role)) for role in ("chosen", "rejected", "system")}
-    if found["chosen"] is None or found["rejected"] is None:
+    found = Row(_unwrapped(row))
+    found.refuse_known()
+    shapes = PREFERENCES
+    if columns:
+        named = {_PARTS[role]: name for role, name in columns.items()}
+        found.require(named)
+        shapes = (PREFERENCES[0].named(named),)
+    shape = found.shape_among(shapes)
+    if shape is None:
         raise RowRefused("no pair: chosen and rejected are not both there")
-    prompt = next((row[names[name]] for name in _PROMPTS if row.get(names.get(name, ""))), None)
-    tools = json_list(row.get("tools"))
-    chosen, rejected = (
-        Conversation(_turns(prompt, found["system"], found[side]), tools)
-        for side in ("chosen", "rejected")
-    )
-    return Pair(chosen, rejected, _num_shared(chosen.turns, rejected.turns))
+    asked = found.with_system(shape, found.question(shape))
+    answers = _answers(found, shape, is_whole=not asked)
+    if _are_whole(answers):
+        system = [item for item in asked[:1] if item.turn["role"] == "system"]
+        whole = [_with(system, answer) for answer in answers]
+        question = asked[len(system) :]
+        if any(answer[_start(answer) :][: len(question)] != question for answer in whole):
+            found.give_back(shape, _ASKED)
+        if any(answer[: len(system)] != system for answer in whole):
+            found.give_back(shape, ("system",))
+    else:
+        whole = [[*asked, *answer] for answer in answers]
+    tools = tools_of(found.take(shape, "tools"))
+    chosen, rejected = (Conversation.of(spoken, tools, found.notes) for spoken in whole)
+    num_shared = _num_shared(chosen.turns, rejected.turns)
+    return Pair(chosen, rejected, num_shared, tuple(found.all_notes()))
 
 
-def _turns(prompt: Any, system: Any, answer: Any) -> list[Turn]:
-    """The whole conversation that ends with `answer`."""
-    said = _said(answer, prompt is None)
-    first = next((turn["role"] for turn in said if turn["role"] != "system"), None)
-    if first != "user":
-        asked = _items(prompt)
-        said = [*(_one("user", prompt) if asked is None else turns_of(asked)), *said]
-    if system and said and said[0]["role"] != "system":
-        said = [*_one("system", system), *said]
-    return until_last_answer(said)
+def _unwrapped(row: Any) -> Any:
+    """OpenAI's files have the question's messages, and the tools, in an object of their own."""
+    if (
+        isinstance(row, dict)
+        and isinstance(inner := row.get("input"), dict)
+        and "messages" in inner
+    ):
+        return {name: value for name, value in row.items() if name != "input"} | inner
+    return row
 
 
-def _said(answer: Any, is_whole: bool) -> list[Turn]:
+def _answers(row: Row, shape: Shape, *, is_whole: bool) -> list[list[Spoken]]:
+    """The better and the worse answer."""
+    parts = {column.part for column in shape.needs}
+    if "preference" not in parts:
+        values = row.take(shape, "chosen"), row.take(shape, "rejected")
+    else:
+        values = row.take(shape, "first"), row.take(shape, "second")
+        preference = row.take(shape, "preference")
+        if isinstance(preference, bool) or not isinstance(preference, (int, float)):
+            raise RowRefused("the preference is not a number")
+        if not abs(preference) > 0:
+            raise RowRefused("neither answer is preferred")
+        values = values if preference < 0 else values[::-1]
+    return [_answer(value, row.notes, is_whole) for value in values]
+
+
+def _answer(value: Any, notes: Notes, is_whole: bool) -> list[Spoken]:
     """Turns of an answer, which may come with all that was said before it (`is_whole`: must)."""
-    items = _items(answer)
-    if items is not None:
-        return turns_of(items)
-    if is_whole and isinstance(answer, str) and answer.lstrip().startswith("Human:"):
-        _, *parts = _TRANSCRIPT.split("\n\n" + answer.lstrip())
-        roles = {"Human": "user", "Assistant": "assistant"}
-        turns = zip(parts[::2], parts[1::2], strict=True)
-        return turns_of([{"role": roles[who], "content": text} for who, text in turns])
-    return _one("assistant", answer)
+    if is_whole and isinstance(value, str) and value.lstrip().startswith("Human:"):
+        transcript = transcript_of(value, [HH])
+        if transcript is not None:
+            return transcript
+    return said(value, "assistant", notes)
 
 
-def _items(value: Any) -> list[Any] | None:
-    """The turns of a list, also of one that a table holds as text; None for what is plain text."""
-    items = [value] if isinstance(value, dict) else json_list(value)
-    return items if items and all(isinstance(item, dict) for item in items) else None
+def _are_whole(answers: list[list[Spoken]]) -> bool:
+    """Whether the answers come with the question, rather than after it."""
+    roles = [item.turn["role"] for item in answers[0] if item.turn["role"] != "system"]
+    return roles[:1] == ["user"]
 
 
-def _one(role: str, content: Any) -> list[Turn]:
-    return turns_of([{"role": role, "content": content}])
+def _with(system: list[Spoken], whole: list[Spoken]) -> list[Spoken]:
+    return whole if _start(whole) else [*system, *whole]
+
+
+def _start(spoken: list[Spoken]) -> int:
+    """How many turns of the system come first."""
+    return int(bool(spoken) and spoken[0].turn["role"] == "system")
 
 
 def _num_shared(chosen: list[Turn], rejected: list[Turn]) -> int:
@@ -119,18 +151,22 @@ class PairEncoder(RowEncoder):
 
     def _encode(self, row: Any) -> Asking[Entry]:
         pair = pair_of(row, self._form.columns)
+        fitted = self._chat.fitted(pair.chosen), self._chat.fitted(pair.rejected)
+        pair = replace(pair, chosen=fitted[0], rejected=fitted[1])
         chosen, rejected = yield from self._tokens(pair)
         is_cut = not self._fits(chosen, rejected)
         if is_cut:
             chosen, rejected = yield from self._cut(pair)
-        if not any(chosen.trained[1:]) or not any(rejected.trained[1:]):
-            raise RowRefused("nothing in it to learn")
+        for side, tokens in ((pair.chosen, chosen), (pair.rejected, rejected)):
+            if not any(tokens.trained[1:]):
+                raise nothing_to_learn(side)
         return Entry(
             Tokens(chosen.ids + rejected.ids, chosen.trained + rejected.trained),
             # Pairs of the same question would tell of each other across the split.
             chosen.ids[: TOKEN_BYTES * chosen.trained.index(True)],
             text_bytes(pair.chosen.turns) + text_bytes(pair.rejected.turns),
             is_cut,
+            notes=tuple(dict.fromkeys((*pair.notes, *pair.chosen.notes, *pair.rejected.notes))),
             rejected_at=len(chosen.trained),
         )
 
@@ -174,8 +210,5 @@ def row_encoder(tokenizer: Tokenizer, form: ChatFormat) -> RowEncoder:
 
 def _without(pair: Pair, first: int, end: int) -> Pair:
     """The pair without the turns from `first` to `end`, which both conversations share."""
-    chosen, rejected = (
-        replace(side, turns=side.turns[:first] + side.turns[end:])
-        for side in (pair.chosen, pair.rejected)
-    )
-    return Pair(chosen, rejected, pair.num_shared - (end - first))
+    chosen, rejected = (side.without(first, end) for side in (pair.chosen, pair.rejected))
+    return Pair(chosen, rejected, pair.num_shared - (end - first), pair.notes)

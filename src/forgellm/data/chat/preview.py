@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,7 @@ def preview_conversations(
         parts=parts,
         blocks=blocks,
         skipped=sample.skipped,
+        notes=[f"{note}: {count:,} rows" for note, count in sample.notes().items()],
         is_complete=sample.is_complete,
     )
 
@@ -82,6 +84,10 @@ class _Sample:
                 continue
             self.found.append(found)
             self.sources.append(source)
+
+    def notes(self) -> Counter[str]:
+        """What of the rows is not used, and of how many."""
+        return Counter(note for entry in self.found for note in entry.notes)
 
     def documents(self) -> list[Previewed]:
         return [

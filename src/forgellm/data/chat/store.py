@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -32,7 +32,7 @@ from forgellm.data.token_store import (
 )
 from forgellm.data.tokenizer import Tokenizer
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _BATCH_ROWS = 256  # fewer take longer to send than to encode
 _MARK_BYTES = 2_000_000
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -92,6 +92,7 @@ class _Place:
     Attributes:
         row: number of the last row of the file that is done; 0 before the first.
         reasons: why rows of the file were left out, each with the first such row and their count.
+        notes: what of the file's rows was not used, each with the number of such rows.
         documents_before: conversations of the files before.
         file_text_bytes: text in the file's rows so far.
     """
@@ -99,12 +100,17 @@ class _Place:
     file: int = 0
     row: int = 0
     reasons: dict[str, tuple[int, int]] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
     documents_before: int = 0
     file_text_bytes: int = 0
 
     def skip(self, reason: str, number: int) -> None:
         first, count = self.reasons.get(reason, (number, 0))
         self.reasons[reason] = (first, count + 1)
+
+    def note(self, notes: Sequence[str]) -> None:
+        for note in notes:
+            self.notes[note] = self.notes.get(note, 0) + 1
 
 
 class _Writer:
@@ -146,6 +152,7 @@ class _Writer:
                 if isinstance(found, str):
                     place.skip(found, number)
                 else:
+                    place.note(found.notes)
                     self._append(found)
             if self._unmarked_bytes >= _MARK_BYTES:
                 self._unmarked_bytes = 0
@@ -153,6 +160,8 @@ class _Writer:
             self._tell()
         for reason, (first, count) in place.reasons.items():
             self._report.skipped.append(Skipped(file.name, f"{reason}, first at {first}", count))
+        for note, count in place.notes.items():
+            self._report.notes.append(Skipped(file.name, note, count))
         if unreadable:
             self._report.skipped.append(Skipped(file.name, unreadable))
         self._report.files += self._report.documents > place.documents_before

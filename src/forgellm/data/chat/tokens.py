@@ -11,6 +11,7 @@ import orjson
 from forgellm.data.bulk_encoder import TOKEN_BYTES
 from forgellm.data.chat.layout import Layout, LossOn, layout_of
 from forgellm.data.chat.rows import Conversation, RowRefused
+from forgellm.data.chat.shown import Shown
 from forgellm.data.chat.template import (
     ChatTemplate,
     Shape,
@@ -61,26 +62,39 @@ class ChatRuns:
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer, template)
         self._ends = turn_ends(tokenizer, template)
+        self._shown = Shown(self._template)
         self._known_layout = lru_cache(maxsize=_MAX_LAYOUTS)(self._layout)
+
+    def fitted(self, conversation: Conversation) -> Conversation:
+        """See `Shown.fitted`."""
+        return self._shown.fitted(conversation)
 
     def runs(self, conversation: Conversation, loss_on: LossOn | int) -> list[Run]:
         """`loss_on` may be how many of the last answers are learned. Raises RowRefused where the
         template does not take the conversation."""
+        every = [n for n, turn in enumerate(conversation.turns) if turn["role"] == "assistant"]
+        never = frozenset(k for k, n in enumerate(every) if n in conversation.context_only)
         for attempt in (conversation.turns, without_system_turns(conversation.turns)):
             try:
-                return self._runs(attempt, conversation.tools, loss_on)
+                return self._runs(attempt, conversation.tools, loss_on, never)
             except TemplateRefused as error:
                 reason = str(error)
         raise RowRefused(f"the chat template refuses it: {reason[:200]}")
 
-    def _runs(self, turns: list[Turn], tools: list[Any] | None, loss_on: LossOn | int) -> list[Run]:
+    def _runs(
+        self,
+        turns: list[Turn],
+        tools: list[Any] | None,
+        loss_on: LossOn | int,
+        context_only: frozenset[int],
+    ) -> list[Run]:
         self._require_safe_tools(turns, tools)
         shape, texts = shape_of(turns)
         has_calls = tools is not None or any("tool_calls" in turn for turn in turns)
         if has_calls or not self._template.is_timeless:
-            layout = self._layout(shape, loss_on, tools)
+            layout = self._layout(shape, loss_on, context_only, tools)
         else:
-            layout = self._known_layout(shape, loss_on)
+            layout = self._known_layout(shape, loss_on, context_only)
         found = [
             Run(text, with_controls, is_trained)
             for is_trained, parts in layout
@@ -92,9 +106,13 @@ class ChatRuns:
         return found
 
     def _layout(
-        self, shape: Shape, loss_on: LossOn | int, tools: list[Any] | None = None
+        self,
+        shape: Shape,
+        loss_on: LossOn | int,
+        context_only: frozenset[int],
+        tools: list[Any] | None = None,
     ) -> Layout:
-        return layout_of(shape, tools, loss_on, self._template, self._ends)
+        return layout_of(shape, tools, loss_on, self._template, self._ends, context_only)
 
     def _require_safe_tools(self, turns: list[Turn], tools: list[Any] | None) -> None:
         """What a template writes of tools by itself cannot be told from its own words."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -201,13 +202,16 @@ def _conversations(
         skipped[reason] = (first, count + 1)
 
     before = report.documents
+    notes: Counter[str] = Counter()
     try:
         for number, row in reader(file.path, skip):
             try:
-                text = _said(conversation_of(row, columns))
+                conversation = conversation_of(row, columns)
+                text = _said(conversation)
             except RowRefused as error:
                 skip(str(error), number)
                 continue
+            notes.update(conversation.notes)
             report.documents += 1
             report.text_bytes += len(text.encode())
             yield Item(file.name, number, text, row)
@@ -215,6 +219,7 @@ def _conversations(
         report.skipped.append(Skipped(file.name, reason_of(error)))
     for reason, (first, count) in skipped.items():
         report.skipped.append(Skipped(file.name, f"{reason}, first at {first}", count))
+    report.notes += [Skipped(file.name, note, count) for note, count in notes.items()]
     report.files += report.documents > before
 
 

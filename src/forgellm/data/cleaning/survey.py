@@ -60,6 +60,7 @@ class Survey:
         languages: items by language.
         exact_duplicates: items whose text came before.
         findings: likely secrets and addresses by kind.
+        notes: what of the rows is not used, such as columns that no known shape has.
         in_a_run: of conversations, with a model: what a run would use, cut and skip.
     """
 
@@ -75,6 +76,7 @@ class Survey:
     findings: dict[str, int] = field(default_factory=dict)
     num_skipped: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[dict[str, Any]] = field(default_factory=list)
     in_a_run: dict[str, Any] | None = None
 
 
@@ -125,6 +127,7 @@ def survey(
     found.findings = dict(kinds.most_common())
     found.skipped = [asdict(item) for item in reading.report.skipped]
     found.num_skipped = len(found.skipped)
+    found.notes = [asdict(item) for item in reading.report.notes]
     if reading.kind == "conversations" and tokenizer is not None:
         found.in_a_run = _in_a_run(folder, wanted, tokenizer, cache, on_progress)
     return found
@@ -166,6 +169,7 @@ def _in_a_run(
         "learned_tokens": learned,
         "num_skipped": len(store.report.skipped),
         "skipped": [asdict(item) for item in store.report.skipped],
+        "notes": [asdict(item) for item in store.report.notes],
     }
 
 

@@ -145,6 +145,7 @@ def _preview(
             for batch in found.blocks
         ],
         skipped=found.skipped[:_SKIPPED_SHOWN],
+        notes=found.notes[:_SKIPPED_SHOWN],
     )
 
 
