@@ -120,3 +120,18 @@ def epub(chapters: list[str], **parts: str | bytes) -> bytes:
     return zipped(
         {"META-INF/container.xml": container, "OEBPS/book.opf": package, **pages, **parts}
     )
+
+
+def book(
+    pages: dict[str, str | bytes],
+    items: str,
+    spine: str,
+    *,
+    guide: str = "",
+    package: str = "OEBPS/book.opf",
+    **parts: str | bytes,
+) -> bytes:
+    """An EPUB with these parts of its package, as they are written."""
+    container = f'<?xml version="1.0"?><container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles><rootfile full-path="{package}" media-type="application/oebps-package+xml"/></rootfiles></container>'
+    opf = f'<?xml version="1.0"?><package xmlns="http://www.idpf.org/2007/opf"><manifest>{items}</manifest><spine>{spine}</spine>{guide}</package>'
+    return zipped({"META-INF/container.xml": container, package: opf, **pages, **parts})
