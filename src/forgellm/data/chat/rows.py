@@ -166,8 +166,10 @@ class Row:
 
     def refuse_known(self) -> None:
         """Raises RowRefused for rows that must not be taken for something else."""
-        values = {name: self._values[original] for name, original in self._names.items()}
-        for refusal in REFUSALS:
+        names = self._names.keys()
+        known = [refusal for refusal in REFUSALS if not names.isdisjoint(refusal.columns)]
+        values = {name: self._values[original] for name, original in self._names.items() if known}
+        for refusal in known:
             if refusal.is_one(values):
                 raise RowRefused(refusal.reason)
 

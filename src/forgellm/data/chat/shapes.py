@@ -93,7 +93,7 @@ class Refusal(NamedTuple):
     """Rows that are not read though their columns are known, and why.
 
     Attributes:
-        columns: as the documentation names them.
+        columns: a row has at least one of them.
     """
 
     name: str
@@ -282,20 +282,20 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "KTO",
-        ("prompt", "completion", "label"),
+        ("label", "kto_tag"),
         "its label (KTO) says whether an answer is good: for ift keep the good ones without the"
         " column, for dpo and orpo put good and bad ones together as chosen and rejected",
         _is_kto,
     ),
     Refusal(
         "OASST as single messages",
-        ("message_id", "parent_id", "text", "role"),
+        ("parent_id",),
         "one message of a tree: join the messages of each path by parent_id into conversations first",
         lambda row: "parent_id" in row and "role" in row and "text" in row,
     ),
     Refusal(
         "OASST as trees",
-        ("message_tree_id", "prompt"),
+        ("prompt",),
         "a tree of messages: write each of its paths as a conversation first",
         _is_tree,
     ),

@@ -52,6 +52,8 @@ class Shown:
         plain = _as_written(conversation, left)
         if plain is not None and self._keeps(plain):
             conversation, left = plain, self._left(plain)
+        if not left:
+            return conversation
         notes = dict.fromkeys(conversation.notes)
         for item in left:
             if note := _judged(conversation.turns, item):
@@ -61,22 +63,24 @@ class Shown:
     def _left(self, conversation: Conversation) -> tuple[_Left, ...]:
         """Nothing where the template refuses the conversation, which is for others to say."""
         turns, tools = conversation.turns, conversation.tools
-        spoken = [n for n, turn in enumerate(turns) if turn["role"] != "system"]
-        attempts = (turns, range(len(turns))), (without_system_turns(turns), spoken)
-        for attempt, numbers in attempts:
-            try:
-                left = self._of(attempt, tools)
-            except TemplateRefused:
-                continue
-            return tuple(
-                item if item.turn is None else item._replace(turn=numbers[item.turn])
-                for item in left
-            )
-        return ()
+        try:
+            return self._of(turns, tools)
+        except TemplateRefused:
+            pass
+        numbers = [n for n, turn in enumerate(turns) if turn["role"] != "system"]
+        try:
+            left = self._of(without_system_turns(turns), tools)
+        except TemplateRefused:
+            return ()
+        return tuple(
+            item if item.turn is None else item._replace(turn=numbers[item.turn]) for item in left
+        )
 
     def _of(self, turns: Sequence[Turn], tools: list[Any] | None) -> tuple[_Left, ...]:
-        # An empty thought is shown where others are.
-        shape, _ = shape_of([{k: v or "x" if k == "reasoning_content" else v for k, v in turn.items()} for turn in turns])  # fmt: skip
+        if any(turn.get("reasoning_content") == "" for turn in turns):
+            # An empty thought is shown where others are.
+            turns = [turn | {"reasoning_content": "x"} if turn.get("reasoning_content") == "" else turn for turn in turns]  # fmt: skip
+        shape, _ = shape_of(turns)
         if tools is not None or any("tool_calls" in turn for turn in turns):
             return self._left_out(shape, tools)
         return self._known(shape)

@@ -35,6 +35,8 @@ from forgellm.data.tokenizer import Tokenizer
 _FORMAT_VERSION = 3
 _BATCH_ROWS = 256  # fewer take longer to send than to encode
 _MARK_BYTES = 2_000_000
+_MAX_REASONS = 200  # of a file; a reason may name what millions of rows have each in another way
+_OTHER = "for other reasons"
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "tokens.bin": ("<u4", ()),
     "offsets.npy": ("<i8", ()),
@@ -105,11 +107,13 @@ class _Place:
     file_text_bytes: int = 0
 
     def skip(self, reason: str, number: int) -> None:
+        reason = reason if reason in self.reasons or len(self.reasons) < _MAX_REASONS else _OTHER
         first, count = self.reasons.get(reason, (number, 0))
         self.reasons[reason] = (first, count + 1)
 
     def note(self, notes: Sequence[str]) -> None:
         for note in notes:
+            note = note if note in self.notes or len(self.notes) < _MAX_REASONS else _OTHER
             self.notes[note] = self.notes.get(note, 0) + 1
 
 

@@ -37,7 +37,8 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 _MARKS = ("weight", "train", "training", "trainable", "loss")
 _PARTLY = ("train_detail", "training_detail")
 _IDS = ("name", "tool_call_id")
-_OTHER_KEYS = ("role", "from", "tool_calls", "function_call")
+_TURNS_HAVE = (*_IDS, *_MARKS)
+_ANSWERS_HAVE = (*_REASONING, "tool_calls", "function_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _HALF = re.compile("[\ud800-\udfff]")
 _THINK = re.compile(r"\s*(?:<think>)?(.*?)</think>\s*(.*)", re.DOTALL)
@@ -115,31 +116,39 @@ def _turn(item: dict[str, Any], notes: Notes) -> list[Spoken]:
     if role is None:
         shown = name if isinstance(name, str) else type(name).__name__
         raise RowRefused(f"a turn of an unknown role {shown[:40]!r}")
-    if found := next((key for key in IMAGES if not is_empty(item.get(key))), None):
-        raise RowRefused(f"a turn with more than text: {found!r}")
-    key = next((key for key in _CONTENT if not is_missing(item.get(key))), "content")
+    key = next((key for key in _CONTENT if item.get(key) is not None), "content")
     content = text_of(item.get(key), _NAMES[role])
+    # What a turn has besides who speaks and what is said: mostly nothing.
+    more = {k: v for k, v in item.items() if k not in (key, "role", "from") and not is_empty(v)}
     turn: Turn = {"role": role, "content": content}
-    as_written = None
     if role == "assistant":
-        turn |= _thoughts(item, content)
-        calls = _calls_of(item, str(name).lower(), content)
-        if calls:
-            turn["tool_calls"] = calls
-        if calls and str(name).lower() in _CALLS:
-            turn["content"] = ""
-        if turn["content"] != content:
-            as_written = content
-        if not calls and not turn["content"].strip():
-            raise RowRefused("an empty answer")
-    elif not content.strip() and role == "user":
+        turn |= _answer(more, name.lower(), content)
+    elif role == "user" and not content.strip():
         notes["an empty turn is not used"] = None
-    turn |= {key: item[key] for key in _IDS if isinstance(item.get(key), str)}
-    used = (key, *_IDS, *_MARKS, *_OTHER_KEYS, *(_REASONING if role == "assistant" else ()))
-    _note_keys(item, used, notes)
-    is_learned = _is_learned(item, role, notes)
+    is_learned = True
+    if more:
+        if found := more.keys() & IMAGES:
+            raise RowRefused(f"a turn with more than text: {min(found)!r}")
+        turn |= {k: more[k] for k in _IDS if isinstance(more.get(k), str)}
+        used = (*_ANSWERS_HAVE, *_TURNS_HAVE) if role == "assistant" else _TURNS_HAVE
+        _note_keys(more, used, notes)
+        is_learned = _is_learned(more, role, notes)
     is_said = role in ("assistant", "tool") or bool(content.strip())
+    as_written = content if turn["content"] != content else None
     return [Spoken(turn, is_learned, as_written)] if is_said else []
+
+
+def _answer(more: dict[str, Any], name: str, content: str) -> Turn:
+    """An answer's own fields: what was thought before it, and which tools it calls."""
+    found = _thoughts(more, content)
+    calls = _calls_of(more, name, content)
+    if calls:
+        found["tool_calls"] = calls
+        if name in _CALLS:
+            found["content"] = ""
+    elif not found.get("content", content).strip():
+        raise RowRefused("an empty answer")
+    return found
 
 
 _NAMES = {
@@ -151,7 +160,8 @@ _NAMES = {
 
 
 def _role_name(item: dict[str, Any]) -> Any:
-    return next((item[key] for key in ("role", "from") if not is_missing(item.get(key))), None)
+    name = item.get("role")
+    return item.get("from") if name is None else name
 
 
 def _first(item: dict[str, Any], names: tuple[str, ...]) -> str | None:
@@ -164,11 +174,11 @@ def _note_keys(item: dict[str, Any], used: tuple[str, ...], notes: Notes) -> Non
             notes[f"the key {str(key)[:40]!r} of turns is not used"] = None
 
 
-def _is_learned(item: dict[str, Any], role: str, notes: Notes) -> bool:
+def _is_learned(more: dict[str, Any], role: str, notes: Notes) -> bool:
     """Whether the marks of a turn let it be learned, if it is an answer."""
-    if any(not is_empty(item.get(key)) for key in _PARTLY):
+    if more.keys() & _PARTLY:
         raise RowRefused("a turn of which only parts are to be learned")
-    marks = {key: item[key] for key in _MARKS if not is_missing(item.get(key))}
+    marks = {key: more[key] for key in _MARKS if key in more}
     if role != "assistant":
         for key, value in marks.items():
             if value:
@@ -180,22 +190,20 @@ def _is_learned(item: dict[str, Any], role: str, notes: Notes) -> bool:
     return all(marks.values())
 
 
-def _thoughts(item: dict[str, Any], content: str) -> Turn:
+def _thoughts(more: dict[str, Any], content: str) -> Turn:
     """What was thought before an answer, apart from it, as templates of thinking models take it."""
-    given = [item[key] for key in _REASONING if not is_empty(item.get(key))]
-    if given:
+    if given := [more[key] for key in _REASONING if key in more]:
         return {"reasoning_content": text_of(given[0], "a thought")}
-    if match := _THINK.fullmatch(content):
+    if "</think>" in content and (match := _THINK.fullmatch(content)):
         return {"content": match[2], "reasoning_content": match[1].strip("\n")}
     return {}
 
 
-def _calls_of(item: dict[str, Any], role_name: str, content: str) -> list[dict[str, Any]]:
+def _calls_of(more: dict[str, Any], role_name: str, content: str) -> list[dict[str, Any]]:
     """The tools that a turn calls, under any of the names for that."""
-    calls = item.get("tool_calls")
-    if is_empty(calls):
-        calls = item.get("function_call")
-        calls = None if is_empty(calls) else [calls]
+    calls = more.get("tool_calls")
+    if calls is None and "function_call" in more:
+        calls = [more["function_call"]]
     if calls is None and role_name in _CALLS:
         found = _json(content)
         calls = [found] if isinstance(found, dict) else found if isinstance(found, list) else None
