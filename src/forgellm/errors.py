@@ -10,7 +10,8 @@
     + NotFound                   404
     |   + ModelNotFound  DatasetNotFound  RunNotFound  CheckpointNotFound  PathNotFound
     + Conflict                   409
-    |   + TrainingAlreadyRunning  NoActiveTraining  ModelNotLoaded  RunBusy  ModelChanged
+    |   + TrainingAlreadyRunning  NoActiveTraining  ModelNotLoaded  RunBusy
+    |   + ModelChanged  RunEdited
     + Unavailable                503
     |   + ModelServerUnavailable  EngineUnavailable  HubUnavailable  PortInUse (exit 3)
     + TrainingFailed             500            raised in the trainer, kept in the run's state
@@ -137,6 +138,12 @@ class ModelChanged(Conflict):
         "Restore the model as it was, or go on with it as it is: --allow-changed-base, in a request "
         '"allow_changed_base": true.'
     )
+
+
+class RunEdited(Conflict):
+    """`details["fields"]` are those of `run.json` that are not as they were written."""
+
+    code = "RUN_EDITED"
 
 
 class TrainingAlreadyRunning(Conflict):

@@ -77,7 +77,7 @@ def resume_training(
     """Start a trainer that continues `run` from its newest intact checkpoint.
 
     With `allow_changed_base` also on another model than it began with, which the run then records.
-    Raises TrainingAlreadyRunning, ModelChanged, and CheckpointNotFound if no checkpoint is intact.
+    Raises TrainingAlreadyRunning, ModelChanged, RunEdited, and CheckpointNotFound if no checkpoint is intact.
     """
     _require_checkpoint(run)
     with _start_lock(workspace):
@@ -103,7 +103,7 @@ def claim_new_run(
 def claim_resume(workspace: Workspace, run: Run, *, allow_changed_base: bool = False) -> RunLock:
     """The lock of a run to be continued in this very process; `allow_changed_base` as above.
 
-    Raises TrainingAlreadyRunning, ModelChanged, CheckpointNotFound.
+    Raises TrainingAlreadyRunning, ModelChanged, RunEdited, CheckpointNotFound.
     """
     _require_checkpoint(run)
     with _start_lock(workspace):
@@ -264,6 +264,8 @@ def _refuse_second(workspace: Workspace) -> None:
 
 
 def _require_checkpoint(run: Run) -> None:
+    """One that is intact, of a run that is as it was written."""
+    run.require_as_written()
     checkpoint, problems = newest_verified(run.folder)
     if checkpoint is None:
         raise CheckpointNotFound(
@@ -274,7 +276,8 @@ def _require_checkpoint(run: Run) -> None:
 
 
 def _has_checkpoint(run: Run) -> bool:
-    """Raises CheckpointNotFound if there are some, but none is intact."""
+    """Raises RunEdited, and CheckpointNotFound if there are some, but none is intact."""
+    run.require_as_written()
     checkpoint, problems = newest_verified(run.folder)
     if problems and checkpoint is None:
         _require_checkpoint(run)

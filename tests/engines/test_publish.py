@@ -26,6 +26,7 @@ from forgellm.errors import (
     DiskFull,
     ForgeError,
     InvalidRequest,
+    ModelChanged,
     ModelNotFound,
     UnsupportedModel,
 )
@@ -228,8 +229,11 @@ def test_a_merge_gone_wrong_is_not_published(run: Run, monkeypatch: pytest.Monke
 
 def test_an_adapter_of_another_model_is_refused(run: Run) -> None:
     build_tiny_model(base_of(run), vocab_size=400, hidden_size=48)
-    with pytest.raises(UnsupportedModel, match="does not fit"):
+    with pytest.raises(ModelChanged, match="config.json was changed"):
         publish(run)
+    last = find_checkpoint(run.folder, 12)
+    with pytest.raises(UnsupportedModel, match="does not fit"):  # where the change is allowed
+        build.build_published(run, last, lambda done, text: None, None, True)
 
 
 def test_without_its_base_model_the_error_of_the_child_is_raised_here(run: Run) -> None:

@@ -23,7 +23,7 @@ _COMMANDS = {
     "eval": ("forgellm.cli.evaluate", "measure what a model knows"),
     "publish": ("forgellm.cli.publish", "make a model of a checkpoint"),
     "models": ("forgellm.cli.models", "import, export, combine, list, pull and remove models"),
-    "runs": ("forgellm.cli.runs", "list, show, resume, stop and delete runs"),
+    "runs": ("forgellm.cli.runs", "list, show, resume, accept, stop and delete runs"),
     "data": ("forgellm.cli.datasets", "list the datasets"),
     "hosts": ("forgellm.cli.hosts", "check the machines that train along"),
     "start": ("forgellm.cli.serve", "start the model server and the web server"),

@@ -1,4 +1,4 @@
-"""`forgellm runs`: list, show, resume, stop and delete."""
+"""`forgellm runs`: list, show, resume, accept, stop and delete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.1
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the command and its sub-commands."""
-    parser = subparsers.add_parser("runs", help="list, show, resume, stop and delete runs")
+    parser = subparsers.add_parser("runs", help="list, show, resume, accept, stop and delete runs")
     parser.add_argument("--workspace", help="folder that holds models/ and dataset/")
     commands = parser.add_subparsers(dest="runs_command", required=True, metavar="COMMAND")
     which = {"metavar": "RUN", "help": "its name, training_id or folder"}
@@ -32,6 +32,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     command = commands.add_parser("resume", help="continue a run in the background")
     command.add_argument("name", **which)
     add_changed_base_flag(command)
+    command = commands.add_parser("accept", help="take a run's edited run.json as it stands")
+    command.add_argument("name", **which)
     command = commands.add_parser("stop", help="stop a run after its current step")
     command.add_argument("name", nargs="?", default=None, **_optional(which, "the one that trains"))
     command = commands.add_parser("delete", help="move a run to the trash")
@@ -50,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         "list": _list,
         "show": _show,
         "resume": _resume,
+        "accept": _accept,
         "stop": _stop,
         "delete": _delete,
     }
@@ -148,6 +151,17 @@ def _resume(args: argparse.Namespace, workspace: Workspace) -> int:
     resume_training(workspace, run, allow_changed_base=args.allow_changed_base)
     print(f"{run.name} goes on in the background.")
     print(f"Watch it: {command(workspace, 'runs show', run.name)}")
+    return 0
+
+
+def _accept(args: argparse.Namespace, workspace: Workspace) -> int:
+    from forgellm.runs.manage import accept_record
+    from forgellm.runs.store import find_run
+
+    run = find_run(workspace, args.name)
+    fields = accept_record(run)
+    what = f"accepted as it stands: {', '.join(fields)}" if fields else "as it was written"
+    print(f"run.json of {run.name} is {what}.")
     return 0
 
 

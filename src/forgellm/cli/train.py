@@ -137,10 +137,12 @@ def _trained_along(workspace: Workspace, recipe: Recipe, console: Console) -> bo
 
 
 def _shared_anew(run: Run, given: dict[str, Any]) -> Recipe:
-    """The recipe of a run to be resumed, kept with what is `given` of machines. Raises ConfigError."""
+    """The recipe of a run to be resumed, kept with what is `given` of machines. Raises ConfigError,
+    RunEdited."""
     record = run.record()
     if not given or run.is_alive():
         return record.recipe
+    run.require_as_written()
     recipe = parse_recipe({**record.recipe.model_dump(), **_fields_of(given)}, from_text=True)
     run.write_record(record.model_copy(update={"recipe": recipe}))
     return recipe

@@ -159,8 +159,9 @@ def require_room(folder: Path, needed: float, what_takes: str) -> None:
 
 
 def require_own_settings(run: Run, weights: Path) -> None:
-    """Raises CheckpointCorrupt where the adapter's scale, which is not in the checkpoint's manifest,
-    does not follow from the recipe."""
+    """Raises RunEdited, and CheckpointCorrupt where the adapter's scale, which is not in the
+    checkpoint's manifest, does not follow from the recipe."""
+    run.require_as_written()
     if weights.is_dir():
         return
     recipe = run.record().recipe

@@ -55,6 +55,8 @@ def require_same_base_to_resume(run: Run, *, allow_changed: bool = False) -> Non
     record. Raises ModelChanged, ModelNotFound, UnsupportedModel.
     """
     record = run.record()
+    if not (record.base_files or allow_changed):
+        return
     model = _base_if_there(record, run.workspace)
     if model is None:
         return

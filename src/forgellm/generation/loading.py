@@ -56,7 +56,7 @@ def find_source(
     workspace, relative to the current directory. Whether the model is what it was when the adapter
     was trained on it is left to `require_own_base`, which reads files. The adapter of a run that began with a merged
     checkpoint stands on that merged model, under the name of the model that it was made of.
-    Raises ModelNotFound, CheckpointNotFound, CheckpointCorrupt, InvalidRequest, and what
+    Raises ModelNotFound, CheckpointNotFound, CheckpointCorrupt, RunEdited, InvalidRequest, and what
     `model_under` raises.
     """
     adapter = own_model = run = None

@@ -39,7 +39,7 @@ def find_publishable(
 ) -> tuple[Run, Checkpoint]:
     """The run and the checkpoint whose weights `checkpoint_path` names.
 
-    Raises CheckpointNotFound, RunNotFound, InvalidRequest.
+    Raises CheckpointNotFound, RunNotFound, RunEdited, InvalidRequest.
     """
     absent = CheckpointNotFound(
         "Checkpoint not found",
@@ -62,6 +62,7 @@ def find_publishable(
     checkpoint = find_checkpoint(run.folder, int(name[1]))
     if checkpoint.weights != weights:
         raise absent
+    run.require_as_written()
     return run, checkpoint
 
 

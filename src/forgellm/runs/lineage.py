@@ -69,8 +69,9 @@ def find_base_run(workspace: Workspace, base_run: str) -> tuple[Run, int | None]
 
 
 def start_checkpoint(base_run: str, workspace: Workspace) -> tuple[Run, Checkpoint]:
-    """What a base run gives. Raises RunNotFound, CheckpointNotFound."""
+    """What a base run gives. Raises RunNotFound, RunEdited, CheckpointNotFound."""
     run, iteration = find_base_run(workspace, base_run)
+    run.require_as_written()
     return run, _checkpoint(run, iteration)
 
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from forgellm.atomic import file_lock, storage_errors
+from forgellm.atomic import file_lock, read_json, storage_errors
 from forgellm.errors import Conflict, InvalidRequest, RunBusy
 from forgellm.paths import RUN_NAME
 from forgellm.runs.checkpoints import delete_checkpoint
 from forgellm.runs.lineage import dependents
 from forgellm.runs.lock import RunLock
+from forgellm.runs.seal import edited_fields
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe, parse_recipe
 
@@ -34,7 +35,7 @@ def exclusive(run: Run) -> Iterator[None]:
 
 
 def rename_run(run: Run, name: str) -> Run:
-    """Raises RunBusy, Conflict if the name is taken, InvalidRequest if it cannot be one."""
+    """Raises RunBusy, RunEdited, Conflict if the name is taken, InvalidRequest if it cannot be one."""
     if not RUN_NAME.fullmatch(name) or name.endswith("."):
         raise InvalidRequest(
             "A run's name has up to 201 letters, digits and . _ + -, and begins with one of the "
@@ -44,11 +45,27 @@ def rename_run(run: Run, name: str) -> Run:
     with exclusive(run), file_lock(run.folder.parent / ".create.lock"):
         if target.exists():
             raise Conflict("There is a run of that name", details={"run": name})
+        run.require_as_written()
         with storage_errors("the run folder"):
             os.rename(run.folder, target)
         renamed = Run(target, run.workspace)
         renamed.write_record(renamed.record().model_copy(update={"name": name}))
     return renamed
+
+
+def accept_record(run: Run) -> list[str]:
+    """Take `run.json` as it stands, seal it anew and note in it that it was edited; the fields that
+    were.
+
+    Raises RunBusy, and RunNotFound where it says nothing that can be read.
+    """
+    with RunLock(run.folder).acquire():
+        record = run.record()
+        fields = edited_fields(read_json(run.folder / "run.json") or {})
+        if fields:
+            note = f"run.json was edited and accepted as it stood: {', '.join(fields)}"
+            run.write_record(record.model_copy(update={"warnings": [*record.warnings, note]}))
+    return fields
 
 
 def remove_checkpoint(run: Run, iteration: int) -> None:

@@ -31,7 +31,8 @@ class Likeness:
 
 def recipe_again(run: Run) -> Recipe:
     """The recipe that repeats a run: as it was resolved, with the engine and the type of numbers
-    that were chosen for it. Raises RunNotFound, ConfigError."""
+    that were chosen for it. Raises RunNotFound, RunEdited, ConfigError."""
+    run.require_as_written()
     record = run.record()
     fields = record.recipe.model_dump(exclude=set(PRIVATE_FIELDS), exclude_none=True)
     chosen = {"engine": record.engine, "dtype": record.dtype}

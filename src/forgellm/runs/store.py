@@ -16,10 +16,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from forgellm.atomic import file_lock, overwrite_json, read_json, storage_errors, write_json
-from forgellm.errors import DiskFull, PathNotFound, RunNotFound
+from forgellm.errors import DiskFull, PathNotFound, RunEdited, RunNotFound
 from forgellm.paths import Workspace, iso_utc, run_name, utc_now
 from forgellm.runs.index import index_of
 from forgellm.runs.lock import is_locked
+from forgellm.runs.seal import edited_fields, sealed
 from forgellm.schema.recipe import TRAINING_TYPES, Recipe, parse_recipe
 from forgellm.schema.run import ACTIVE_PHASES, Phase, RunRecord, RunState
 
@@ -58,7 +59,17 @@ class Run:
             ) from None
 
     def write_record(self, record: RunRecord) -> None:
-        write_json(self.folder / "run.json", record.model_dump(mode="json"))
+        write_json(self.folder / "run.json", sealed(record.model_dump(mode="json")))
+
+    def require_as_written(self) -> None:
+        """Raises RunEdited, naming the fields, where `run.json` is not as it was written."""
+        if fields := edited_fields(_read_or_empty(self.folder / "run.json")):
+            raise RunEdited(
+                f"run.json of {self.name} is not as it was written: {', '.join(fields[:10])}",
+                suggestion="Restore it from a copy, or take it as it stands: "
+                f"forgellm runs accept {self.name}",
+                details={"run": self.name, "fields": fields},
+            )
 
     def state(self) -> RunState:
         """Where the run is; `interrupted` if its trainer vanished in the middle.

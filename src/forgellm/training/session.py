@@ -98,6 +98,7 @@ class Session:
             raise
 
     def _train(self, run: Run, resume: bool, followers: Followers) -> RunState:
+        run.require_as_written()
         record = run.record()
         checkpoint = self._checkpoint_to_resume(run) if resume else None
         start = _start_of(record, run, resume)
