@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -254,3 +255,20 @@ def test_whatever_goes_wrong_in_a_parser_costs_its_row() -> None:
     for parse in (conversation_of, pair_of):
         with pytest.raises(RowRefused, match="cannot be read \\(ZeroDivisionError\\)"):
             parse(Odd(question="Why?", answer="So.", prompt="a", chosen="b", rejected="c"))
+
+
+@pytest.mark.parametrize("name", ["arguments", "parameters"])
+@pytest.mark.parametrize("given", [{"at": "noon"}, '{"at": "noon"}'])
+def test_arguments_of_calls_are_kept_under_either_name(name: str, given: Any) -> None:
+    call = {"name": "tide", name: given}
+    for turn in (
+        {"tool_calls": [call]},
+        {"tool_calls": json.dumps([call])},
+        {"function_call": call},
+    ):
+        found = conversation_of(
+            {"messages": [ASKED, {"role": "assistant", "content": None, **turn}]}
+        )
+        assert found.turns[1]["tool_calls"] == [
+            {"type": "function", "function": {"name": "tide", "arguments": {"at": "noon"}}}
+        ]

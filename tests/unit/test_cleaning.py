@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -206,6 +207,24 @@ def test_whether_a_folder_holds_conversations_is_found_out(tmp_path: Path) -> No
     assert items[-1] == Item("c.jsonl", 2, "b\nc", {"question": "b", "answer": "c"})
     assert ("a.md", "holds no conversations") in [
         (s.source, s.reason) for s in reading.report.skipped
+    ]
+
+
+def test_rows_that_no_parser_takes_are_skipped_by_their_reason(tmp_path: Path) -> None:
+    good = {"question": "b", "answer": "c", "remark": 1}
+    deep = json.dumps(good)[:-1] + ', "x": ' + "[" * 900 + "]" * 900 + "}"
+    odd = [json.dumps(good | more) for more in ({"history": [["a"]]}, {"answer": ["x", "y"]})]
+    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(good), deep, *odd]))
+    reading = Reading.of(tmp_path, None)
+    (item,) = reading.items(lambda done, task: None, "")
+    assert item.texts == ["b", "c"]
+    assert [(s.reason.split(",")[0], s.rows) for s in reading.report.skipped] == [
+        ("nested too deeply", 1),
+        ("an entry of the history has not two parts", 1),
+        ("the answer is a list of alternatives", 1),
+    ]
+    assert [(n.reason, n.rows) for n in reading.report.notes] == [
+        ("the column 'remark' is not used", 1)
     ]
 
 

@@ -96,6 +96,15 @@ def test_turns_of_tools_that_are_not_shown_are_refused(tokenizer: Tokenizer) -> 
     assert found == "the chat template does not show turns of the tool"
 
 
+def test_names_of_speakers_that_are_not_shown_are_told(tokenizer: Tokenizer) -> None:
+    row = {"messages": [ASKED | {"name": "Ada"}, LOW]}
+    found = encoded(tokenizer, CHATML, row)
+    assert isinstance(found, Entry) and "names of who speaks" in found.notes[0]
+    naming = CHATML.replace("message['role'] +", "message['role'] + (message['name'] or '') +")
+    found = encoded(tokenizer, naming, row)
+    assert isinstance(found, Entry) and not found.notes
+
+
 THOUGHTFUL = "<think>\nThe moon is half.\n</think>\n\nIt is low."
 EMPTY = "<think>\n\n</think>\n\nIt is low."
 

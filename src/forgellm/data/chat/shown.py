@@ -22,9 +22,11 @@ from forgellm.data.chat.template import (
 from forgellm.data.chat.turns import RowRefused
 
 _MAX_SHAPES = 1000
+_Fields = tuple[tuple[str, Any], ...]
 _TOOLS = "the tools on offer are not used: the chat template does not show them"
 _THOUGHTS = "thoughts are not used where the chat template does not show them"
 _SYSTEM = "the system's text is not used: the chat template does not show it"
+_NAMES = "names of who speaks are not used: the chat template does not show them"
 _BESIDE = "what is said beside a tool call is not used: the chat template does not show it"
 
 
@@ -102,9 +104,10 @@ class Shown:
         there = {part.text_number for part in parts if isinstance(part, Slot)}
         left = [place for number, place in enumerate(places) if number not in there]
         left += [
-            _Left(number, "tool_calls")
+            _Left(number, field)
             for number, (_, marks) in enumerate(marked)
-            if not all(mark in words for mark in marks)
+            for field, mark in marks
+            if mark not in words
         ]
         if tools is not None and f"{key}t" not in words:
             left.append(_Left(None, "tools"))
@@ -122,20 +125,23 @@ class Shown:
         return rendered == "".join(p.text(texts) if isinstance(p, Slot) else p for p in parts)
 
 
-def _with_marks(
-    turn: tuple[tuple[str, Any], ...], key: str
-) -> tuple[tuple[tuple[str, Any], ...], list[str]]:
-    """The turn with marks in place of the names and arguments of its calls, and these marks."""
-    calls = dict(turn).get("tool_calls")
-    if not calls:
-        return turn, []
-    marks, marked = [], []
-    for number, call in enumerate(calls):
-        name, value = f"{key}n{number}", f"{key}v{number}"
-        arguments = {key: value} if call["function"]["arguments"] else {}
-        marks += [name, *arguments.values()]
-        marked.append({**call, "function": {"name": name, "arguments": arguments}})
-    return tuple((k, marked if k == "tool_calls" else v) for k, v in turn), marks
+def _with_marks(turn: _Fields, key: str) -> tuple[_Fields, list[tuple[str, str]]]:
+    """The turn with marks in place of the speaker's name and of the names and arguments of its calls,
+    and each mark with the field that it stands in."""
+    fields = dict(turn)
+    marks: list[tuple[str, str]] = []
+    if "name" in fields and fields["role"] != "tool":
+        fields["name"] = f"{key}s"
+        marks.append(("name", fields["name"]))
+    if calls := fields.get("tool_calls"):
+        fields["tool_calls"] = []
+        for number, call in enumerate(calls):
+            name, value = f"{key}n{number}", f"{key}v{number}"
+            arguments = {key: value} if call["function"]["arguments"] else {}
+            marks += [("tool_calls", mark) for mark in (name, *arguments.values())]
+            function = {"name": name, "arguments": arguments}
+            fields["tool_calls"].append({**call, "function": function})
+    return tuple(fields.items()), marks
 
 
 def _marked_tools(tools: list[Any] | None, key: str) -> list[Any] | None:
@@ -176,6 +182,8 @@ def _judged(turns: Sequence[Turn], left: _Left) -> str | None:
         raise RowRefused("the chat template does not show tool calls")
     if left.field == "reasoning_content":
         return _THOUGHTS if turn["reasoning_content"].strip() else None
+    if left.field == "name":
+        return _NAMES
     if turn["role"] == "system":
         return _SYSTEM
     if "tool_calls" in turn:

@@ -223,14 +223,16 @@ def tool_call(call: Any) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RowRefused("a tool call without a name")
-    arguments = function.get("arguments")
+    name = "parameters" if "arguments" not in function else "arguments"  # as Llama 3 writes them
+    rest = {key: value for key, value in function.items() if key != name}
+    arguments = function.get(name)
     if is_empty(arguments):
         arguments = {}
     elif isinstance(arguments, str):
         arguments = _json(arguments)
     if not isinstance(arguments, dict):
         raise RowRefused("a tool call whose arguments are not JSON of an object")
-    found = {"type": "function", "function": {**function, "arguments": arguments}}
+    found = {"type": "function", "function": {**rest, "arguments": arguments}}
     return {**found, "id": call["id"]} if isinstance(call.get("id"), str) else found
 
 

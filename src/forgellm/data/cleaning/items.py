@@ -29,6 +29,7 @@ Columns = Mapping[Any, str]
 _FILES_LOOKED_AT = 50
 _ROWS_LOOKED_AT = 20
 _TOLD_EVERY = 64
+_MAX_DEPTH = 100  # what goes through a row calls itself for each level
 
 
 class Item(NamedTuple):
@@ -205,6 +206,9 @@ def _conversations(
     notes: Counter[str] = Counter()
     try:
         for number, row in reader(file.path, skip):
+            if _depth(row, _MAX_DEPTH + 1) > _MAX_DEPTH:
+                skip("nested too deeply", number)
+                continue
             try:
                 conversation = conversation_of(row, columns)
                 text = _said(conversation)
@@ -221,6 +225,14 @@ def _conversations(
         report.skipped.append(Skipped(file.name, f"{reason}, first at {first}", count))
     report.notes += [Skipped(file.name, note, count) for note, count in notes.items()]
     report.files += report.documents > before
+
+
+def _depth(value: Any, limit: int) -> int:
+    """How many lists and objects are in each other, looked at down to `limit` of them."""
+    if not isinstance(value, (dict, list)) or not limit:
+        return 0
+    inner = value.values() if isinstance(value, dict) else value
+    return 1 + max((_depth(item, limit - 1) for item in inner), default=0)
 
 
 def _said(conversation: Conversation) -> str:
