@@ -211,6 +211,7 @@ PREFERENCES: dict[str, PairSample] = {
 REFUSED: dict[str, Any] = {
     "Pictures and sound": {"messages": PAIR, "images": ["oars.png"]},
     "KTO": {"prompt": ASKED, "completion": ANSWERED, "label": False},
+    "Rows of weight 0": {"messages": PAIR, "weight": 0.0},
     "OASST as single messages": {"message_id": "2", "parent_id": "1", "text": ANSWERED, "role": "assistant"},
     "OASST as trees": {"message_tree_id": "1", "prompt": {"text": ASKED, "role": "prompter", "replies": []}},
     "Axolotl input_output": {"segments": [{"label": False, "text": ASKED}, {"label": True, "text": ANSWERED}]},

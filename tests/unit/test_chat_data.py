@@ -284,9 +284,11 @@ def test_all_cores_or_one_make_the_same(
     command: list[str],
     in_pairs: bool,
 ) -> None:
+    rows: list[dict[str, Any]]
     rows = [{"prompt": f"{n}?", "chosen": f"Yes {n}.", "rejected": "No."} for n in range(150)]
     if not in_pairs:
         rows = [{"prompt": f"{n}?", "completion": f"Yes {n}." * (n % 7)} for n in range(150)]
+    rows = [item | {"remark": number % 2 or None} for number, item in enumerate(rows)]
     folder = dataset(workspace, f"many{in_pairs}", a__jsonl="\n".join(map(json.dumps, rows)))
     days = [datetime.date(2026, 1, 1)] * 2  # no JSON
     columns = {"prompt": ["a", "b"], "day": days}
@@ -301,6 +303,10 @@ def test_all_cores_or_one_make_the_same(
     monkeypatch.setattr(parallel, "_COMMAND", command)
     all_cores = chat_store(folder, tokenizer, form, tmp_path / "all")
     assert one.report == all_cores.report and one.report.documents > 120
+    assert {note.reason for note in one.report.notes} == {
+        "the column 'remark' is not used",
+        "the column 'day' is not used",
+    }
     for name in ("tokens", "offsets", "hashes", "trained", "rejected"):
         assert np.array_equal(getattr(one, name), getattr(all_cores, name)), name
 

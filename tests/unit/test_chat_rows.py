@@ -272,3 +272,25 @@ def test_arguments_of_calls_are_kept_under_either_name(name: str, given: Any) ->
         assert found.turns[1]["tool_calls"] == [
             {"type": "function", "function": {"name": "tide", "arguments": {"at": "noon"}}}
         ]
+
+
+@pytest.mark.parametrize("label", [True, False, "True", "false", 0, 1, "0"])
+def test_an_answer_with_a_label_of_good_or_bad_is_refused(label: Any) -> None:
+    row = {"prompt": "Why?", "completion": "So.", "label": label}
+    for parse in (conversation_of, pair_of):
+        with pytest.raises(RowRefused, match="KTO"):
+            parse(row)
+    other = conversation_of({"prompt": "Why?", "completion": "So.", "label": "weather"})
+    assert other.notes == ("the column 'label' is not used",)
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": "0.0"}, {"train": False}])
+def test_a_row_that_is_marked_as_not_to_be_learned_is_refused(mark: dict[str, Any]) -> None:
+    with pytest.raises(RowRefused, match="marked"):
+        conversation_of({"messages": PAIR, **mark})
+    assert conversation_of({"messages": PAIR, "weight": 1, "split": "train"}).turns == PAIR
+
+
+def test_the_columns_of_a_row_that_is_no_conversation_are_named() -> None:
+    with pytest.raises(RowRefused, match="'article', 'summary'"):
+        conversation_of({"article": "x", "summary": "y"})

@@ -45,6 +45,7 @@ __all__ = ["Conversation", "Row", "RowRefused", "conversation_of", "costs_only_i
 P = ParamSpec("P")
 T = TypeVar("T")
 _PARTS: Mapping[str, Part] = {"messages": "turns", "user": "asked", "assistant": "answered", "system": "system"}  # fmt: skip
+_NAMES_TOLD = 8
 _TRIMMED = "turns after the last answer are not used"
 
 
@@ -174,7 +175,8 @@ class Row:
                 raise RowRefused(refusal.reason)
 
     def refuse(self) -> NoReturn:
-        reason = "no conversation: none of the known columns"
+        names = ", ".join(repr(name[:40]) for name in list(self._names)[:_NAMES_TOLD])
+        reason = f"no conversation: none of the known columns ({names or 'it has none'})"
         if "text" in self._names:
             reason += "; plain text is learned with training_type cpt"
         elif {"chosen", "rejected"} <= self._names.keys():
@@ -311,7 +313,9 @@ class Row:
         if own.get("role") != "system":
             return [*said(text, "system", self.notes), *spoken]
         if own["content"] != text:
-            self.notes["the system's column is not used where turns begin with the system's"] = None
+            self.notes[
+                "the system's column is not used where the turns have a text of the system"
+            ] = None
         return spoken
 
     def all_notes(self) -> Notes:

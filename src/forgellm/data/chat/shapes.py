@@ -166,7 +166,7 @@ CONVERSATIONS: tuple[Shape, ...] = (
         "LLaMA-Factory sharegpt",
     ),
     _turns(
-        ("conversation", "dialogue", "dialog", "chat", "data"),
+        ("conversation", "turns", "dialogue", "dialog", "chat", "data"),
         "Capybara",
         "UltraChat (raw)",
     ),
@@ -259,8 +259,9 @@ PREFERENCES: tuple[Shape, ...] = (
 
 
 def _is_kto(row: Mapping[str, Any]) -> bool:
-    label = row.get("label")
-    is_label = isinstance(label, bool) or str(label).strip().lower() in ("true", "false")
+    label = str(row.get("label")).strip().lower()
+    has_columns = "prompt" in row and "completion" in row
+    is_label = label in ("true", "false") or (label in ("0", "1") and has_columns)
     return (is_label and not _is_ranked(row)) or not is_missing(row.get("kto_tag"))
 
 
@@ -286,6 +287,15 @@ REFUSALS: tuple[Refusal, ...] = (
         "its label (KTO) says whether an answer is good: for ift keep the good ones without the"
         " column, for dpo and orpo put good and bad ones together as chosen and rejected",
         _is_kto,
+    ),
+    Refusal(
+        "Rows of weight 0",
+        ("weight", "train"),
+        "the row is marked as not to be learned",
+        lambda row: (
+            str(row.get("weight")).strip() in ("0", "0.0")
+            or str(row.get("train")).strip().lower() == "false"
+        ),
     ),
     Refusal(
         "OASST as single messages",
