@@ -145,7 +145,14 @@ def test_absurd_sizes_are_refused_from_headers_alone(
 def test_a_width_that_no_header_shows_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
     folder = reconfigured(build_tiny_model(tmp_path / "m"), intermediate_size=1_000_000)
     check_model_files(folder)
-    with pytest.raises(UnsupportedModel, match="parameters"):
+    with pytest.raises(UnsupportedModel, match=r"mlp\.down_proj.* instead of"):
+        load_generate_engine(folder, None, engine="torch", dtype="float32")
+
+
+def test_a_large_weight_that_is_missing_is_named(tmp_path: Path) -> None:
+    folder = build_tiny_model(tmp_path / "m", vocab_size=40_000)
+    rewritten(folder, drop("model.embed_tokens.weight"))
+    with pytest.raises(UnsupportedModel, match=r"lack model\.embed_tokens\.weight"):
         load_generate_engine(folder, None, engine="torch", dtype="float32")
 
 

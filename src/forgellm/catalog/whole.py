@@ -22,16 +22,17 @@ MAX_TOKENIZER_BYTES = 200_000_000
 
 # Sizes by any of the names that they go by.
 _POSITIVE = (
-    "vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer",
-    "num_attention_heads", "n_head", "num_key_value_heads", "head_dim",
+    "vocab_size", "hidden_size", "n_embd", "d_model",
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers",
+    "num_attention_heads", "n_head", "n_heads", "num_key_value_heads", "head_dim",
     "max_position_embeddings", "n_positions",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "intermediate_size", "n_inner", "num_experts", "num_local_experts", "n_routed_experts",
     "moe_intermediate_size", "sliding_window", "num_nextn_predict_layers",
 )  # fmt: skip
-_LAYERS = ("num_hidden_layers", "n_layer")
-_HIDDEN = ("hidden_size", "n_embd")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
 _CONTEXT = frozenset({"max_position_embeddings", "n_positions", "sliding_window"})
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # The longest contexts of published models are about ten million tokens.

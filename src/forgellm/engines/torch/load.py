@@ -13,6 +13,7 @@ from torch import Tensor
 
 from forgellm import hardware
 from forgellm.catalog import read_facts
+from forgellm.catalog.safetensors_header import read_header
 from forgellm.catalog.safety import MAX_CONFIG_BYTES, read_json, weight_files
 from forgellm.engines.whole import first_extra_layer, foreign, require_whole
 from forgellm.errors import UnsupportedModel
@@ -113,14 +114,22 @@ def _require_size(folder: Path) -> None:
     )
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    described = sum(parameter.numel() for parameter in model.parameters())
+    described = {name: parameter.shape for name, parameter in model.named_parameters()}
+    total = sum(shape.numel() for shape in described.values())
     held = read_facts(folder, read_json(folder / "config.json", MAX_CONFIG_BYTES)).num_parameters
-    if described > _MOST_TIMES_HELD * held + _SMALL_MODEL:
-        raise UnsupportedModel(
-            f"config.json describes a model of {described} parameters; its weights hold {held}",
-            suggestion="Use the config.json that was published with these weights.",
-            details={"described": described, "held": held},
-        )
+    if total <= _MOST_TIMES_HELD * held + _SMALL_MODEL:
+        return
+    headers = [read_header(file) for file in weight_files(folder)]
+    stored = {name: info for header in headers for name, info in header.items()}
+    plain = [(n, stored[n], asks) for n, asks in described.items() if n in stored]
+    odd = [
+        (n, i.shape, asks) for n, i, asks in plain if i.dtype != "U32" and i.shape != tuple(asks)
+    ]
+    require_whole(described.keys() - stored.keys(), (), odd)
+    raise UnsupportedModel(
+        f"config.json describes a model of {total} parameters; its weights hold {held}",
+        suggestion="Use the config.json that was published with these weights.",
+    )
 
 
 def affine_settings(folder: Path) -> dict[str, Any]:
