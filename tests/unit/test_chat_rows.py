@@ -294,3 +294,14 @@ def test_a_row_that_is_marked_as_not_to_be_learned_is_refused(mark: dict[str, An
 def test_the_columns_of_a_row_that_is_no_conversation_are_named() -> None:
     with pytest.raises(RowRefused, match="'article', 'summary'"):
         conversation_of({"article": "x", "summary": "y"})
+
+
+def test_a_second_answer_never_follows_an_answer() -> None:
+    no = {"role": "assistant", "content": "No."}
+    with pytest.raises(RowRefused, match="ends with an answer"):
+        pair_of({"messages": PAIR, "chosen": "So.", "rejected": "No."})
+    with pytest.raises(RowRefused, match="ends with an answer"):
+        conversation_of({"prompt": PAIR, "completion": "So."})
+    whole = pair_of({"messages": PAIR, "chosen": PAIR, "rejected": [ASKED, no]})
+    assert whole.chosen.turns == PAIR
+    assert whole.notes == ("the column 'messages' is not used",)

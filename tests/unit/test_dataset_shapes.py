@@ -9,10 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chat_templates import FAMILIES
 from dataset_shapes import CONVERSATIONS, PREFERENCES, REFUSED
 from forgellm.data.chat import shapes
-from forgellm.data.chat.pairs import pair_of
+from forgellm.data.chat.encoding import ChatFormat
+from forgellm.data.chat.pairs import pair_of, row_encoder
 from forgellm.data.chat.rows import RowRefused, conversation_of
+from forgellm.data.tokenizer import Tokenizer
+from tiny_workspace import build_tiny_workspace
 
 
 def unused(notes: tuple[str, ...]) -> set[str]:
@@ -128,6 +132,29 @@ def test_any_json_in_known_columns_gives_turns_of_its_own_text_or_a_reason(
     shape: shapes.Shape, parse: Any, data: st.DataObject
 ) -> None:
     check(data.draw(rows_of(shape)), parse)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    workspace = build_tiny_workspace(tmp_path_factory.mktemp("w"))
+    return Tokenizer.load(workspace.base_models / "tiny")
+
+
+@pytest.mark.parametrize("in_pairs", [False, True])
+@pytest.mark.parametrize("family", ["chatml", "qwen3", "gemma"])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_json_is_encoded_or_left_out_with_a_reason_that_is_known(
+    tokenizer: Tokenizer, family: str, in_pairs: bool, data: st.DataObject
+) -> None:
+    kinds = shapes.PREFERENCES if in_pairs else shapes.CONVERSATIONS
+    rows = [data.draw(rows_of(data.draw(st.sampled_from(kinds)))), data.draw(JSON)]
+    form = ChatFormat(FAMILIES[family][0], "assistant", 200, in_pairs=in_pairs)
+    for found in row_encoder(tokenizer, form).encode(rows):
+        if isinstance(found, str):
+            assert "cannot be read" not in found, rows
+        else:
+            assert any(found.tokens.trained[1:])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chat_templates import CHATML, QWEN3
+from chat_templates import CHATML, GEMMA, QWEN3
 from forgellm.data.chat.encoding import ChatFormat, Entry
 from forgellm.data.chat.layout import LossOn
 from forgellm.data.chat.pairs import row_encoder
@@ -103,6 +103,26 @@ def test_names_of_speakers_that_are_not_shown_are_told(tokenizer: Tokenizer) -> 
     naming = CHATML.replace("message['role'] +", "message['role'] + (message['name'] or '') +")
     found = encoded(tokenizer, naming, row)
     assert isinstance(found, Entry) and not found.notes
+
+
+def test_a_system_text_that_is_not_shown_is_told(tokenizer: Tokenizer) -> None:
+    deaf = CHATML.replace(
+        "{{ '<|im_start|>' + message['role']",
+        "{% if message['role'] == 'system' %}{% continue %}{% endif %}{{ '<|im_start|>' + message['role']",
+    )
+    row = {"messages": [{"role": "system", "content": "Be brief."}, ASKED, LOW]}
+    found = encoded(tokenizer, deaf, row)
+    assert isinstance(found, Entry) and "the system's text is not used" in found.notes[0]
+    assert "Be brief." not in learned(tokenizer, encoded(tokenizer, deaf, row, "all"))
+
+
+def test_a_template_that_refuses_the_system_is_looked_at_without_it(tokenizer: Tokenizer) -> None:
+    thoughtful = {**LOW, "reasoning_content": "The moon is half."}
+    row = {"messages": [{"role": "system", "content": "Be brief."}, ASKED, thoughtful]}
+    found = encoded(tokenizer, GEMMA, row)
+    assert isinstance(found, Entry) and "thoughts are not used" in found.notes[0]
+    called = {"messages": [*row["messages"][:2], CALLING]}
+    assert encoded(tokenizer, GEMMA, called) == "the chat template does not show tool calls"
 
 
 THOUGHTFUL = "<think>\nThe moon is half.\n</think>\n\nIt is low."

@@ -20,7 +20,13 @@ from forgellm.data.chat.encoding import (
     nothing_to_learn,
     text_bytes,
 )
-from forgellm.data.chat.rows import Conversation, Row, costs_only_its_row, transcript_of
+from forgellm.data.chat.rows import (
+    Conversation,
+    Row,
+    costs_only_its_row,
+    require_open,
+    transcript_of,
+)
 from forgellm.data.chat.shapes import HH, PREFERENCES, Part, Shape
 from forgellm.data.chat.template import Turn
 from forgellm.data.chat.tokens import Run, Tokens
@@ -74,6 +80,7 @@ def pair_of(row: Any, columns: Mapping[str, str] | None = None) -> Pair:
         if any(answer[: len(system)] != system for answer in whole):
             found.give_back(shape, ("system",))
     else:
+        require_open(asked)
         whole = [[*asked, *answer] for answer in answers]
     tools = tools_of(found.take(shape, "tools"))
     chosen, rejected = (Conversation.of(spoken, tools, found.notes) for spoken in whole)

@@ -262,6 +262,7 @@ class Row:
             yield from self.with_system(shape, spoken)
         else:
             asked = self.question(shape)
+            require_open(asked)
             yield from self.with_system(shape, [*asked, *self._answer(shape, parts)])
 
     def question(self, shape: Shape) -> list[Spoken]:
@@ -326,6 +327,12 @@ class Row:
                 label = LABEL_NOTE if is_label(name.strip().lower()) else ""
                 notes[f"the column {name[:60]!r} is not used{label}"] = None
         return notes
+
+
+def require_open(asked: Sequence[Spoken]) -> None:
+    """Raises RowRefused where what is asked holds an answer already, which another would follow."""
+    if asked and asked[-1].turn["role"] == "assistant":
+        raise RowRefused("what is asked ends with an answer")
 
 
 def transcript_of(text: Any, kinds: Sequence[Transcript] = TRANSCRIPTS) -> list[Spoken] | None:
