@@ -116,3 +116,19 @@ def test_a_running_job_is_ended_and_leaves_nothing(
     assert web.post(f"/api/jobs/{job_id}/cancel").status_code == 200
     assert finished_job(web, job_id)["status"] == "cancelled"
     assert [path.name for path in workspace.datasets.iterdir()] == ["notes"]
+
+
+def test_an_inspection_says_what_of_rows_is_not_used(web: TestClient, workspace: Workspace) -> None:
+    folder = workspace.datasets / "noted"
+    folder.mkdir()
+    rows: list[Any] = [
+        {"prompt": f"{n}?", "response": f"Yes {n}.", "remark": "x"} for n in range(5)
+    ]
+    rows.append({"prompt": "Which?", "response": None, "history": [["one"]]})
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = finished_job(web, start(web, "inspect", "noted", kind="conversations"))["result"]
+    assert result["items"] == 5
+    assert [(note["reason"], note["rows"]) for note in result["notes"]] == [
+        ("the column 'remark' is not used", 5)
+    ]
+    assert [item["rows"] for item in result["skipped"]] == [1]

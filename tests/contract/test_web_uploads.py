@@ -113,6 +113,18 @@ def test_conversations_are_shown_as_they_are_packed_with_what_is_learned(
     assert sum(everything["blocks"][0]["loss_mask"]) > sum(block["loss_mask"])
 
 
+def test_a_preview_says_what_of_rows_is_not_used(web: TestClient, workspace: Workspace) -> None:
+    folder = workspace.datasets / "noted"
+    folder.mkdir()
+    rows: list[Any] = [{"prompt": f"{n}?", "response": f"Yes {n}.", "remark": n} for n in range(5)]
+    rows.append({"prompt": "Which?", "response": ["this", "that"]})
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = preview(web, "noted", training_type="ift", max_seq_length=128)
+    assert found["document_count"] == 5
+    assert found["skipped"] == ["a.jsonl:6: the answer is a list of alternatives"]
+    assert found["notes"] == ["the column 'remark' is not used: 5 rows"]
+
+
 def test_an_estimate_draws_the_learning_rate(web: TestClient) -> None:
     recipe = {
         "model_name": "base/tiny", "dataset": "notes", "max_iterations": 1000, "warmup_steps": 100,

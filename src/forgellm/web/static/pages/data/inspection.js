@@ -20,6 +20,7 @@ export function Inspection({ name }) {
 function Report({ found }) {
     const noun = found.kind === 'documents' ? 'document' : 'conversation';
     const findings = Object.entries(found.findings);
+    const notes = (found.in_a_run ?? found).notes ?? []; // older reports have none
     return html`
         <section class="card"><dl class="figures">
             ${[[noun === 'document' ? 'Documents' : 'Conversations', count(found.items)], [found.tokens_are === 'counted' ? 'Tokens' : 'Tokens, roughly', short(found.tokens)],
@@ -33,6 +34,7 @@ function Report({ found }) {
             <section class="card"><h2>Languages</h2><${Bars} rows=${Object.entries(found.languages)} /></section>
         </div>
         ${found.skipped.length > 0 && html`<section class="card"><h2>Left out</h2><ul class="plain-list">${found.skipped.map((item, at) => html`<li key=${at}><span class="grow">${item.source}</span><span class="quiet">${item.reason}${item.count > 1 ? ` (${count(item.count)} times)` : ''}</span></li>`)}</ul></section>`}
+        ${notes.length > 0 && html`<section class="card"><h2>Partly used</h2><ul class="plain-list">${notes.map((item, at) => html`<li key=${at}><span class="grow">${item.source}</span><span class="quiet">${item.reason} (${plural(item.rows, 'row', 'rows')})</span></li>`)}</ul></section>`}
         <div class="card flush"><${Table} caption="Files and what is in them" rows=${found.files} rowKey=${(file) => file.name} columns=${[
             { id: 'name', label: 'File', value: (file) => file.name },
             { id: 'language', label: 'Language', value: (file) => file.language },

@@ -27,7 +27,8 @@ export function Preview({ name, recipe }) {
     return html`<${Shown} resource=${found} what="Reading and tokenising">${(preview) => html`<div class="stack">
         <p class="quiet">${plural(preview.document_count, NOUNS[recipe.training_type] ?? 'conversation')}, ${count(preview.token_count)} tokens by the tokenizer of ${preview.tokenizer}.
             ${preview.complete ? '' : ' Only the beginning of a large dataset was looked at.'}</p>
-        <${Skipped} items=${preview.skipped} />
+        <${Told} items=${preview.skipped} what=${plural(preview.skipped.length, 'item is', 'items are') + ' left out'} />
+        <${Told} items=${preview.notes ?? []} what="Not all that the rows hold is used" />
         ${preview.blocks.map((block, at) => html`<${Block} key=${at} block=${block} number=${at + 1} seqLen=${preview.max_seq_length} />`)}
         <${Table} caption="Documents" rows=${preview.documents} rowKey=${(item) => item.source} columns=${[
             { id: 'source', label: 'Source', value: (item) => item.source },
@@ -38,9 +39,9 @@ export function Preview({ name, recipe }) {
     </div>`}<//>`;
 }
 
-function Skipped({ items }) {
+function Told({ items, what }) {
     if (!items.length) return null;
-    return html`<${Notice} tone="warn"><details><summary>${plural(items.length, 'item is', 'items are')} left out</summary><ul>${items.map((text) => html`<li key=${text}>${text}</li>`)}</ul></details><//>`;
+    return html`<${Notice} tone="warn"><details><summary>${what}</summary><ul>${items.map((text) => html`<li key=${text}>${text}</li>`)}</ul></details><//>`;
 }
 
 /**
