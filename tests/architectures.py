@@ -6,6 +6,7 @@ layers beside attention, learned positions, and so on.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,88 @@ _DELTA: dict[str, Any] = {
 
 # `...` leaves out what is common.
 CONFIGS: dict[str, dict[str, Any]] = {
+    "afmoe": {**_EXPERTS, "sliding_window": 6, "global_attn_every_n_layers": 2},
+    "aria_text": {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
+    "bailing_hybrid": {**_EXPERTS},
+    "bert": {"is_decoder": True},
+    "biogpt": {"pad_token_id": 1},
+    "ctrl": {"n_embd": 32, "dff": 48, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "cwm": {**_WINDOW, "bos_token_id": 0},
+    "dbrx": {
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 128,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "diffllama": {},
+    "doge": {},
+    "exaone_moe": {**_EXPERTS, **_WINDOW},
+    "falcon alibi": {"multi_query": True, "parallel_attn": False, "alibi": True, "head_dim": ...},
+    "falcon new": {
+        "new_decoder_architecture": True,
+        "num_kv_heads": 2,
+        "alibi": False,
+        "head_dim": ...,
+    },
+    "flex_olmo": {**_EXPERTS},
+    "gemma3n_text": {
+        **_GEMMA,
+        "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.0, 0.0],
+    },
+    "gemma4_text": {
+        **_WINDOW,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+    },
+    "glm4_moe_lite": {**_LATENT, **_ROUTED},
+    "gpt_neox sequential": {"use_parallel_residual": False},
+    "granitemoeshared": {**_EXPERTS, "shared_intermediate_size": 24},
+    "granite_swa": {**_WINDOW},
+    "hyperclovax": {},
+    "jais2": {},
+    "kimi_linear": {
+        **_LATENT,
+        **_EXPERTS,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "laguna": {**_EXPERTS},
+    "lfm2_moe": {**_EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "longcat_flash": {**_LATENT, **_ROUTED},
+    "mellum": {**_EXPERTS},
+    "mimo_v2_flash": {**_EXPERTS},
+    "minicpm3": {**_LATENT},
+    "ministral3": {},
+    "modernbert-decoder": {"pad_token_id": 0, "bos_token_id": 0, "local_attention": 6},
+    "mpt alibi": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128},
+    "nanochat": {},
+    "olmo_hybrid": {**_DELTA},
+    "openai-gpt": {},
+    "opt last norm": {
+        "ffn_dim": 48,
+        "word_embed_proj_dim": 16,
+        "pad_token_id": 1,
+        "do_layer_norm_before": False,
+    },
+    "persimmon": {},
+    "phi normed": {"qk_layernorm": True},
+    "solar_open": {**_EXPERTS, **_ROUTED},
+    "stablelm normed": {"qk_layernorm": True, "use_parallel_residual": True},
+    "vaultgemma": {**_GEMMA},
+    "youtu": {**_LATENT},
+    "zamba": {
+        "num_hidden_layers": 3,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "num_key_value_heads": 4,
+        "use_mamba_kernels": False,
+    },
     "apertus": {},
     "arcee": {},
     "bamba": {**_MAMBA2, "num_hidden_layers": 2, "attn_layer_indices": [1]},
@@ -98,7 +181,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "glm": {"pad_token_id": 0},
     "glm4": {"pad_token_id": 0},
     "glm4_moe": {**_ROUTED},
-    "gpt2": {},
+    "gpt2": {"n_ctx": 128, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128},
     "gpt_bigcode": {},
     "gpt_neo": {
         "num_layers": 2,
@@ -190,17 +273,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "zamba2": {
         **_MAMBA2,
-        "layers_block_type": ["mamba", "hybrid"],
+        "num_hidden_layers": 3,
+        "layers_block_type": ["mamba", "hybrid", "hybrid"],
         "num_mem_blocks": 1,
         "adapter_rank": 4,
-        "hybrid_layer_ids": [1],
+        "hybrid_layer_ids": [1, 2],
         "n_mamba_heads": 8,
     },
 }
 
 
 def tiny_config(architecture: str, **changes: Any) -> Any:
-    kind = transformers.models.auto.configuration_auto.CONFIG_MAPPING[architecture]
+    """`architecture` is a model type of transformers, or one and the word for a variant of it."""
+    kind = transformers.models.auto.configuration_auto.CONFIG_MAPPING[architecture.split()[0]]
     fields = {**_COMMON, **CONFIGS[architecture], **changes}
     return kind(**{name: value for name, value in fields.items() if value is not ...})
 
@@ -214,4 +299,8 @@ def build_architecture(folder: Path, architecture: str, seed: int = 0, **changes
             if parameter.ndim > 1 and "A_log" not in name:  # larger, so that errors show
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
+    # Published models keep fields by the names that their class once had, which other programs read.
+    given = {n: v for n, v in {**_COMMON, **CONFIGS[architecture]}.items() if v not in (..., None)}
+    file = folder / "config.json"
+    file.write_text(json.dumps({**given, **json.loads(file.read_text())}))
     return folder

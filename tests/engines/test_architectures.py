@@ -1,25 +1,23 @@
-"""Models of many kinds: each trains, with the loss that plain transformers has for each document alone,
-and answers with the tokens that transformers finds."""
+"""Models of many kinds: each trains with the loss that plain transformers has for each document alone,
+answers with the tokens that transformers finds, and is published for transformers to load."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-import transformers
+import safetensors.torch
+from architecture_table import DOCS, outcomes, table_in, table_of
 
+from architecture_checks import check_answers, check_publishing, check_training, stored
 from architectures import CONFIGS, build_architecture
-from forgellm.engines.torch.generate import TorchGenerateEngine
 from forgellm.engines.torch.lora import lora_layers
 from forgellm.engines.torch.packing import Packing, packing_of
-from forgellm.schema.generation import Sampling
-from tiny_model import documents_of, random_batch
-from training_engines import make_engine, plain_loss
+from forgellm.errors import UnsupportedModel
+from training_engines import make_engine
 
-# One of each kind of code; `make test-full` takes all.
+# One of each kind of code; the table in docs/models.md is made of all.
 QUICK = [
     "bamba",
     "bloom",
@@ -34,6 +32,7 @@ QUICK = [
     "gptj",
     "granite",
     "jamba",
+    "kimi_linear",
     "lfm2",
     "llama4_text",
     "mamba2",
@@ -46,77 +45,52 @@ QUICK = [
     "qwen3_5_text",
     "qwen3_moe",
     "stablelm",
-]
-ALL = [
-    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
-    for name in sorted(CONFIGS)
+    "zamba",
 ]
 
 
-def by_transformers(folder: Path) -> Any:
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float32
-    )
-    return model.eval()
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_packed_documents_have_the_loss_they_have_alone_and_are_learned(
-    tmp_path: Path, name: str
-) -> None:
-    folder = build_architecture(tmp_path / name, name)
-    batch = random_batch([[5, 17, 9], [20, 3, 8]], padding=3)
-    with torch.no_grad():
-        total, count = plain_loss(by_transformers(folder), documents_of(batch))
-
-    engine: Any = make_engine("torch", folder)
-    assert engine.validation_loss([batch], lambda: False) == pytest.approx(
-        float(total) / count, abs=1e-5
-    )
-    losses = []
-    for _ in range(3):
-        engine.step(batch, 1e-2, True)
-        losses.append(engine.read_metrics().training_loss)
-    assert losses[0] == pytest.approx(float(total) / count, abs=0.1)  # some have dropout
-    assert losses[2] < losses[0]
+@pytest.mark.parametrize("name", QUICK)
+def test_adapters_train_on_packed_documents_as_each_is_alone(tmp_path: Path, name: str) -> None:
+    engine = check_training("torch", build_architecture(tmp_path / name, name))
     # No adapter that the model's code passes by.
     assert all(layer.lora_b.abs().max() > 0 for layer in lora_layers(engine.model).values())
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_all_weights_train(tmp_path: Path, name: str) -> None:
-    engine: Any = make_engine(
-        "torch", build_architecture(tmp_path / name, name), fine_tune_type="full"
-    )
-    batch = random_batch([[5, 17, 9]])
-    before = engine.validation_loss([batch], lambda: False)
-    for _ in range(2):
-        engine.step(batch, 1e-3, True)
-    assert engine.validation_loss([batch], lambda: False) < before
+@pytest.mark.parametrize("name", QUICK)
+def test_all_weights_train_on_packed_documents(tmp_path: Path, name: str) -> None:
+    check_training("torch", build_architecture(tmp_path / name, name), fine_tune_type="full")
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_likeliest_answer_is_the_one_of_whole_texts(tmp_path: Path, name: str) -> None:
-    folder = build_architecture(tmp_path / name, name)
-    prompt = np.random.default_rng(3).integers(1, 97, 11).tolist()
-    plain, said = by_transformers(folder), list(prompt)
-    with torch.no_grad():
-        for _ in range(12):
-            logits = plain(input_ids=torch.tensor([said]), use_cache=False).logits
-            said.append(int(logits[0, -1].argmax()))
+@pytest.mark.parametrize("name", QUICK)
+def test_answers_are_those_of_whole_texts(tmp_path: Path, name: str) -> None:
+    check_answers("torch", build_architecture(tmp_path / name, name))
 
-    engine = TorchGenerateEngine(folder, None, dtype="float32")
-    sampling = Sampling(max_tokens=12, temperature=0.0, repetition_penalty=1.0)
-    assert list(engine.generate(prompt, sampling, frozenset())) == said[11:]
-    # A second turn that goes on from what the first left behind, and one that turns off from it.
-    rest = sampling.model_copy(update={"max_tokens": 5})
-    assert list(engine.generate(said[:18], rest, frozenset())) == said[18:]
+
+@pytest.mark.parametrize("name", QUICK)
+def test_what_is_published_is_what_was_trained(tmp_path: Path, name: str) -> None:
+    check_publishing("torch", build_architecture(tmp_path / name, name), tmp_path)
+
+
+def test_gpt2_is_merged_into_files_that_begin_with_the_blocks(tmp_path: Path) -> None:
+    """As those that OpenAI published do, without the prefix that transformers writes."""
+    folder = build_architecture(tmp_path / "gpt2", "gpt2")
+    file = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    bare = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    safetensors.torch.save_file(bare, file, metadata={"format": "pt"})
+    check_publishing("torch", folder, tmp_path, fine_tune_type="dora")
+    assert "h.0.attn.c_attn.weight" in stored(tmp_path / "published")
 
 
 def test_a_model_that_cannot_pack_computes_its_documents_one_by_one(tmp_path: Path) -> None:
     for name, packing in (("mamba2", Packing.ONE_BY_ONE), ("mixtral", Packing.TOGETHER)):
         engine: Any = make_engine("torch", build_architecture(tmp_path / name, name))
         assert packing_of(engine.model) is packing
+
+
+def test_a_model_whose_loss_is_not_ours_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="own code gives the same documents alone"):
+        make_engine("torch", build_architecture(tmp_path / "bert", "bert"))
 
 
 def test_what_lora_leaves_out_is_told(tmp_path: Path) -> None:
@@ -128,7 +102,21 @@ def test_what_lora_leaves_out_is_told(tmp_path: Path) -> None:
     assert chosen.warnings == []
 
 
+def test_layers_in_attention_are_found_whatever_they_are_called(tmp_path: Path) -> None:
+    for name, layer in (("gpt2", "attn.c_proj"), ("gpt_neox", "attention.dense")):
+        folder = build_architecture(tmp_path / name, name)
+        engine: Any = make_engine("torch", folder, lora_target="attention")
+        found = lora_layers(engine.model)
+        assert any(n.endswith(layer) for n in found) and not any("mlp" in n for n in found)
+
+
 def test_a_balancing_loss_that_is_not_added_is_told(tmp_path: Path) -> None:
     folder = build_architecture(tmp_path / "m", "mixtral", output_router_logits=True)
     engine = make_engine("torch", folder, fine_tune_type="full")
     assert any("output_router_logits" in warning for warning in engine.warnings)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_table_in_the_docs_is_what_happens() -> None:
+    assert table_in(DOCS.read_text("utf-8")) == table_of(outcomes(sorted(CONFIGS)))

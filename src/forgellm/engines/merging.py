@@ -108,22 +108,33 @@ def by_stored_name(
     return {_stored_name(layer, stored): parts for layer, parts in layers.items()}
 
 
+def is_renamed(file: Path, tensors: Mapping[str, Tensor], model_path: Path) -> bool:
+    """Whether a model's files have other names than the layers of an adapter file, so that only the
+    library that loads them can say which belong together."""
+    stored = [name for part in weight_files(model_path) for name in read_header(part)]
+    return any(not _stored_names(layer, stored) for layer in by_layer(file, tensors))
+
+
 def _stored_name(layer: str, stored: list[str]) -> str:
-    """The tensor that holds a layer's weight. What stands before the blocks differs: GPT-2's files
-    begin with them, and those of models with more than text have other parts beside them."""
-    wanted = f"{layer}.weight"
-    if wanted in stored:
-        return wanted
-    place = layer_index(wanted), inside_block(wanted)
-    found = [name for name in stored if (layer_index(name), inside_block(name)) == place]
-    if len(found) > 1:
-        found = [name for name in found if "language_model" in name]
+    """The tensor that holds a layer's weight. Raises UnsupportedModel."""
+    found = _stored_names(layer, stored)
     if len(found) != 1:
         raise UnsupportedModel(
             f"The adapter cannot be merged: the base has no tensor for {layer}.",
             suggestion="Use the adapter beside the base model instead.",
         )
     return found[0]
+
+
+def _stored_names(layer: str, stored: list[str]) -> list[str]:
+    """The tensors that may hold a layer's weight. What stands before the blocks differs: GPT-2's files
+    begin with them, and those of models with more than text have other parts beside them."""
+    wanted = f"{layer}.weight"
+    if wanted in stored:
+        return [wanted]
+    place = layer_index(wanted), inside_block(wanted)
+    found = [name for name in stored if (layer_index(name), inside_block(name)) == place]
+    return [n for n in found if "language_model" in n] if len(found) > 1 else found
 
 
 def stores_inputs_first(model_path: Path) -> bool:

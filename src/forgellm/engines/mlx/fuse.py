@@ -53,7 +53,7 @@ class MlxFuseEngine:
             save_tensors(target, {n: change(n, t) for n, t in base.take(file, progress)})
 
         merging.rewrite_weights(source, out, rewrite, on_progress)
-        merging.write_config(source, out, dtype or base.plain_dtype)
+        merging.write_config(model_path, out, dtype or base.plain_dtype)
 
     def rewrite(
         self,

@@ -81,8 +81,8 @@ def prove_packing(split: SplitModel, dtype: mx.Dtype, vocab_size: int, batch_siz
         )
         bound = 0.01 if dtype == mx.float32 else 0.5
         problem = None if difference < bound else f"scores differ by {difference:.3g} nats"
-    except (AttributeError, TypeError, ValueError) as error:
-        problem = error
+    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        problem = f"its layers keep more than keys and values, or keep them otherwise ({error})"
     if problem is not None:
         raise UnsupportedModel(
             f"{type(split.model).__module__.rpartition('.')[2]} models cannot be trained on packed "

@@ -20,16 +20,18 @@ from forgellm.engines.adapter import LoraSettings, settings_beside
 from forgellm.engines.base import Agreement, WeightChange
 from forgellm.engines.torch import load
 from forgellm.engines.torch.adapters import attach_adapter, read_adapter
-from forgellm.engines.torch.lora import LoraLinear
+from forgellm.engines.torch.lora import LoraLinear, merge_lora
 from forgellm.engines.torch.quantised import AffineWeight
 from forgellm.errors import CheckpointCorrupt, UnsupportedModel
 
+_CPU = torch.device("cpu")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Change = Callable[[str, Tensor], Tensor]
 
 
 class TorchFuseEngine:
-    """See `engines.base.FuseEngine`. At most one file of the base is in memory at a time.
+    """See `engines.base.FuseEngine`. At most one file of the base is in memory at a time, but for
+    models that transformers names and lays out otherwise than their files: these are loaded whole.
 
     A quantised base becomes plain bfloat16, since rounding the sum again could erase a small
     adapter.
@@ -43,9 +45,14 @@ class TorchFuseEngine:
         on_progress: Callable[[float], None],
         dtype: str | None = None,
     ) -> None:
+        change: Change
         if weights.is_dir():
             dtype = dtype or merging.main_dtype(model_path)
             change, source = _cast_to(dtype), weights
+        elif merging.is_renamed(weights, read_adapter(weights), model_path):
+            _fuse_whole(model_path, weights, out, dtype or merging.main_dtype(model_path))
+            on_progress(1.0)
+            return
         else:
             change, source = _AdapterMerge(weights, model_path, dtype), model_path
         base = _BaseWeights(source)
@@ -54,7 +61,7 @@ class TorchFuseEngine:
             _rewrite(base, file, target, change, progress)
 
         merging.rewrite_weights(source, out, rewrite, on_progress)
-        merging.write_config(source, out, dtype or base.plain_dtype)
+        merging.write_config(model_path, out, dtype or base.plain_dtype)
 
     def rewrite(
         self,
@@ -88,6 +95,16 @@ class TorchFuseEngine:
         del model
         found = _log_probs(load.load_model(fused, place.dtype, place.device), prompts, place.device)
         return merging.agreement_of(expected, found, place.dtype_name)
+
+
+def _fuse_whole(model_path: Path, weights: Path, out: Path, dtype: str) -> None:
+    model = load.load_model(model_path, cast(torch.dtype, getattr(torch, dtype)), _CPU)
+    attach_adapter(model, weights)
+    merge_lora(model)
+    model.save_pretrained(out)
+    for file in out.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors lets only the owner read
+    merging.write_config(model_path, out, dtype)
 
 
 class _BaseWeights:

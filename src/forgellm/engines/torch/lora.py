@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
@@ -159,7 +160,7 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> list[str]:
     Initial values depend on `seed` alone. Raises ConfigError if `lora_target` matches nothing.
     """
     model.requires_grad_(False)
-    linears = [name for name, layer in model.named_modules() if is_linear(layer)]
+    linears = _own_linears(model)
     names = target_layers(linears, settings.target, settings.num_layers)
     generator = torch.Generator().manual_seed(seed)
     for name in names:
@@ -167,6 +168,16 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> list[str]:
         parent = model.get_submodule(parent_name)
         setattr(parent, child, LoraLinear(getattr(parent, child), settings, generator))
     return names
+
+
+def _own_linears(model: nn.Module) -> list[str]:
+    """Linear layers whose weights are theirs alone: two adapters could not be merged into the one
+    weight that some of Zamba's layers share."""
+    layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if is_linear(m)}
+    uses = Counter(id(layer._parameters.get("weight", layer)) for layer in layers.values())
+    return [
+        n for n, layer in layers.items() if uses[id(layer._parameters.get("weight", layer))] == 1
+    ]
 
 
 def left_out(model: nn.Module) -> str:

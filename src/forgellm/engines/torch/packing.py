@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from forgellm.data.batches import PADDING_SEGMENT
 from forgellm.engines.torch.attention import PackedLayout
@@ -76,4 +77,5 @@ def _states(model: Any, **inputs: Any) -> Tensor:
 def decoder_of(model: Any) -> Any:
     """All of a model but its output head. Some classes name themselves in its place."""
     decoder = model.get_decoder()
-    return model.model if decoder is model else decoder
+    is_decoder = isinstance(decoder, PreTrainedModel) and decoder is not model
+    return decoder if is_decoder else model.model

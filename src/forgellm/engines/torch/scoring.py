@@ -134,7 +134,8 @@ def prove_packing(model: Any, device: torch.device, dtype: torch.dtype) -> Packi
         if difference < bound:
             return packing
         problem = (
-            f"their scores differ from those of the same documents alone by {difference:.3g} nats"
+            "their scores differ from those that its own code gives the same documents alone by "
+            f"{difference:.3g} nats"
         )
     raise UnsupportedModel(
         f"{type(model).__name__} cannot be trained on packed documents: {problem[:300]}.",
