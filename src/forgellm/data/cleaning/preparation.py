@@ -184,7 +184,8 @@ class _Cleaner:
         if item.row is not None or not self.wanted.boilerplate:
             return item, []
         lines: dict[str, RepeatedLine] = {}
-        paged = repeated_over_pages(item.text) if item.file.lower().endswith(".pdf") else []
+        has_pages = "\f" in item.text or item.file.lower().endswith(".pdf")
+        paged = repeated_over_pages(item.text) if has_pages else []
         for line in [*paged, *self.edges.repeated_in(item.file, item.text)]:
             known = lines.setdefault(line.text, line)
             if known is not line:

@@ -20,7 +20,7 @@ _HYPHENS = str.maketrans("\u2010\u2011", "--")
 _BEFORE = re.compile(r"[^\s\u00ad]+$")
 _LONGEST_WORD = 80
 _LONG_WORD = 4  # letters; shorter ones are too often a part of another
-_ENDS = (DIVIDED, "-\n", "-\f", "\u2010\n", "\u2010\f")
+_ENDS = tuple(hyphen + end for hyphen in (DIVIDED, "-", "\u2010") for end in "\n\f") + (DIVIDED,)
 _NO_WORD = re.compile(r"^-|[\d/\\@.:=_<>#%&]")  # an option, a path, a name in code
 _LINKS = frozenset({"and", "or", "und", "oder"})  # "two- and threefold"
 

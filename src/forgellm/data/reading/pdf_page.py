@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from forgellm.data.reading.divided_words import DIVIDED
@@ -12,6 +12,7 @@ from forgellm.data.reading.tex_fonts import character_of
 
 # pdfium's signs for the hyphen of a word that goes on in the next line: in text, and in a range.
 _HYPHEN, _HYPHEN_IN_RANGE = "\x02", "\ufffe"
+_HYPHENS = _HYPHEN + _HYPHEN_IN_RANGE
 _ODD = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\ue000-\uf8ff\ufb00-\ufb06\ufffe\uffff]"  # private use: pieces
 )
@@ -26,8 +27,7 @@ class Line(NamedTuple):
     """Lengths are in points, from the left and the bottom of the page.
 
     Attributes:
-        text: with `DIVIDED` where pdfium found that a word is divided. Then it goes on with the
-            next printed line.
+        text: with `DIVIDED` at its end where pdfium found that a word is divided.
         first_word: how wide the first word is.
         size: of the font.
         is_code: whether it is set in a font of fixed pitch.
@@ -66,9 +66,27 @@ class PageText:
             places = self._places(text, position)
             if places:
                 position = places[-1] + 1
-            shown = _ODD.sub(lambda odd, places=places: self._shown(odd, places), text)  # type: ignore[misc]
-            lines.append(self._placed(shown.strip(" "), text, places))
+            lines += [self._line(*printed) for printed in self._printed(text, places)]
         return lines
+
+    def _printed(self, text: str, places: Sequence[int]) -> Iterator[tuple[str, Sequence[int]]]:
+        """pdfium writes a line and the next one as one line, where a hyphen ends the first."""
+        start = 0
+        for end, character in enumerate(text, 1):
+            if character in _HYPHENS and end < len(text) and self._is_hyphen(end - 1, text, places):
+                yield text[start:end], places[start:end]
+                start = end
+        yield text[start:], places[start:]
+
+    def _is_hyphen(self, position: int, text: str, places: Sequence[int]) -> bool:
+        """Whether a sign of pdfium's is one, and no glyph of this number."""
+        if text[position] == _HYPHEN_IN_RANGE or not places:
+            return True
+        return bool(self._pdfium.FPDFText_IsHyphen(self._page, places[position]))
+
+    def _line(self, text: str, places: Sequence[int]) -> Line:
+        shown = _ODD.sub(lambda odd: self._shown(odd, places), text)
+        return self._placed(shown.strip(" "), text, places)
 
     def _all_characters(self, page: Any) -> str:
         """A character for each that pdfium counts, so that a place in it is pdfium's index."""
@@ -103,11 +121,7 @@ class PageText:
         if character == DIVIDED:  # printed in the middle of a line it is a hyphen like others
             return DIVIDED if odd.end() == len(odd.string.rstrip(" ")) else "-"
         index = places[odd.start()] if places else -1
-        if character == _HYPHEN_IN_RANGE:
-            return DIVIDED
-        if character == _HYPHEN and (
-            index < 0 or self._pdfium.FPDFText_IsHyphen(self._page, index)
-        ):
+        if character in _HYPHENS and self._is_hyphen(odd.start(), odd.string, places):
             return DIVIDED
         known = character_of(self._font(index)[0], ord(character)) if index >= 0 else None
         if known is None:
