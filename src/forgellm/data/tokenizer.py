@@ -14,6 +14,7 @@ from typing import Any
 import tokenizers
 
 from forgellm.data.bulk_encoder import BulkEncoder
+from forgellm.data.span_encoder import Span, SpanEncoder, Tokens
 from forgellm.errors import UnsupportedModel
 
 # The first of these that the model knows as a control token ends a document.
@@ -101,6 +102,17 @@ class Tokenizer:
         each the ids, TOKEN_BYTES each."""
         return self._bulk.encode(texts, with_controls=with_controls)
 
+    def encode_spans(
+        self, texts: list[str], spans: Sequence[Sequence[Span]], *, with_controls: bool = False
+    ) -> list[Tokens]:
+        """As `encode_batch`, with which tokens begin in the spans of each text."""
+        return self._spans.encode(texts, spans, with_controls=with_controls)
+
+    def encode_parts(self, parts: Sequence[tuple[str, bool]], trained: Sequence[int]) -> Tokens:
+        """The parts as one text, in which only those marked true may have control tokens; `trained`
+        are the numbers of the parts whose tokens are marked."""
+        return self._spans.encode_escaped(parts, trained)
+
     def encode_template(self, text: str) -> list[int]:
         """Ids of a rendered chat template: control-token strings become control tokens."""
         ids: list[int] = self._template.encode(text, add_special_tokens=False).ids
@@ -112,6 +124,27 @@ class Tokenizer:
             return False  # without encoding it twice
         return self.encode_template(text) != self.encode(text)
 
+    def is_only_text(self, text: str, before: str, after: str) -> bool:
+        """Whether `text` has no part in a control token where it stands between the two."""
+        if self._spelled is None:
+            return not self.spells_control_tokens(text)
+        if self._spelled.search(text):
+            return False
+        return not self.join_in_control_token(before, text, after) and (
+            not self.join_in_control_token(text, after)
+        )
+
+    def join_in_control_token(self, left: str, right: str, after: str = "") -> bool:
+        """Whether a control token reaches from one text into the other, and into what is after."""
+        if left[-1:] not in self._not_last or right[:1] not in self._not_first or not left:
+            return False
+        left = left[-self._longest :]
+        beyond = (right[: self._longest] + after)[: self._longest]
+        return self._spelled is not None and any(
+            found.start() < len(left) < found.end()
+            for found in self._spelled.finditer(left + beyond)
+        )
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return str(self._plain.decode(list(ids), skip_special_tokens=skip_special))
 
@@ -122,6 +155,26 @@ class Tokenizer:
     @cached_property
     def _bulk(self) -> BulkEncoder:
         return BulkEncoder(self._plain, lambda: self._template)
+
+    @cached_property
+    def _spans(self) -> SpanEncoder:
+        return SpanEncoder(
+            self._bulk, self._plain, lambda: self._template, lambda: self._build(plain=True)
+        )
+
+    @cached_property
+    def _not_first(self) -> frozenset[str]:
+        """Characters of control tokens that are not their first."""
+        return frozenset("".join(token[1:] for token in self.special_tokens))
+
+    @cached_property
+    def _not_last(self) -> frozenset[str]:
+        return frozenset("".join(token[:-1] for token in self.special_tokens))
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of the longest control token."""
+        return max(map(len, self.special_tokens), default=1)
 
     @cached_property
     def _spelled(self) -> re.Pattern[str] | None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.engines.base import GenerateEngine
 from forgellm.evaluation.answering import answer_to, is_right
@@ -72,6 +74,9 @@ def _chosen(probe: Probe, log_probs: Iterator[float]) -> tuple[bool, float]:
 
 
 def _passage(tokenizer: Tokenizer, stem: str, option: str) -> Passage:
+    """Encoded at once, as some tokenizers put a space in front of every text of its own."""
+    text = f"{stem} {option}"
+    (found,) = tokenizer.encode_spans([text], [[(len(stem), len(text))]])
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    before = [*start, *tokenizer.encode(stem)]
-    return Passage([*before, *tokenizer.encode(" " + option)], first_counted=len(before))
+    ids = [*start, *np.frombuffer(found.ids, "<u4").tolist()]
+    return Passage(ids, first_counted=len(ids) - max(1, sum(found.trained)))

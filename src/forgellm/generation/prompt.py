@@ -6,19 +6,13 @@ A turn's text never becomes control tokens: what a user types stays text, also w
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, TypeVar
 
 from forgellm.data.chat.template import ChatTemplate, TemplateRefused, Turn, without_system_turns
+from forgellm.data.chat.tokens import prompt_tokens
 from forgellm.data.chat.turn_ends import stop_texts
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import InvalidRequest
 from forgellm.schema.generation import Message
-
-Rendered = TypeVar("Rendered", covariant=True)
-
-
-class _Render(Protocol[Rendered]):
-    def __call__(self, turns: list[Turn], *, for_answer: bool) -> Rendered: ...
 
 
 def build_prompt(
@@ -76,23 +70,14 @@ def _chat_ids(tokenizer: Tokenizer, turns: list[Turn]) -> list[int]:
             f"The model's chat template cannot be used: {error}",
             suggestion='Send "is_base_model": true to talk to the model in plain text.',
         ) from None
-    if any(template.spells_control_tokens(turn["content"]) for turn in turns):
-        return _accepted(template.ids, turns)
-    return tokenizer.encode_template(_accepted(template.render, turns))
-
-
-def _accepted(render: _Render[Rendered], turns: list[Turn]) -> Rendered:
-    """The rendered conversation; a template that refuses a system turn gets it in the first user turn."""
-    try:
-        return render(turns, for_answer=True)
-    except TemplateRefused as error:
-        merged = without_system_turns(turns)
-        if merged == turns:
-            raise _refused(error) from None
-    try:
-        return render(merged, for_answer=True)
-    except TemplateRefused as error:
-        raise _refused(error) from None
+    # A template that refuses a system turn gets it in the first user turn.
+    merged = without_system_turns(turns)
+    for attempt in [turns] if merged == turns else [turns, merged]:
+        try:
+            return prompt_tokens(template, tokenizer, attempt)
+        except TemplateRefused as error:
+            refused = error
+    raise _refused(refused) from None
 
 
 def _refused(error: TemplateRefused) -> InvalidRequest:

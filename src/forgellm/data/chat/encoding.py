@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from forgellm.data.chat.layout import LossOn
 from forgellm.data.chat.rows import Conversation, conversation_of, unreadable
-from forgellm.data.chat.tokens import ChatRuns, Run, Tokens, chat_tokens
+from forgellm.data.chat.tokens import ChatRuns, Run, chat_tokens
 from forgellm.data.chat.turns import RowRefused
+from forgellm.data.span_encoder import Tokens
 from forgellm.data.token_store import HASH_BYTES
 from forgellm.data.tokenizer import Tokenizer
 

@@ -29,8 +29,9 @@ from forgellm.data.chat.rows import (
 )
 from forgellm.data.chat.shapes import HH, PREFERENCES, Part, Shape
 from forgellm.data.chat.template import Turn
-from forgellm.data.chat.tokens import Run, Tokens
+from forgellm.data.chat.tokens import Run
 from forgellm.data.chat.turns import Notes, RowRefused, Spoken, said, tools_of
+from forgellm.data.span_encoder import Tokens
 from forgellm.data.tokenizer import Tokenizer
 
 _PARTS: Mapping[str, Part] = {"prompt": "asked", "chosen": "chosen", "rejected": "rejected", "system": "system"}  # fmt: skip

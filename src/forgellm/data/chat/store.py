@@ -32,7 +32,7 @@ from forgellm.data.token_store import (
 )
 from forgellm.data.tokenizer import Tokenizer
 
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 _BATCH_ROWS = 256  # fewer take longer to send than to encode
 _MARK_BYTES = 2_000_000
 _MAX_REASONS = 200  # of a file; a reason may name what millions of rows have each in another way

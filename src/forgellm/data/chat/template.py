@@ -132,33 +132,21 @@ class ChatTemplate:
         return list(_parts(self.render(turns, for_answer=for_answer, tools=tools), key, turn_of))
 
     def runs(self, parts: Sequence[Part], texts: Sequence[str]) -> Iterator[tuple[str, bool]]:
-        """Text to be encoded together, and whether control tokens may be in it: the template's
-        words may be some, the turns' text may not.
-
-        Text that spells none is read together with what is around it, as a model meets it.
+        """The parts as text, and whether control tokens may be in it: the template's words may be
+        some, the turns' text may not. Text that has no part in one is joined with what is around it.
         """
         together = ""
-        for part in parts:
-            if isinstance(part, str):
-                together += part
-                continue
-            text = part.text(texts)
-            if not self.spells_control_tokens(text):
-                together += text
-                continue
-            yield together, True
-            yield text, False
-            together = ""
+        said = [part if isinstance(part, str) else part.text(texts) for part in parts]
+        for number, text in enumerate(said):
+            if isinstance(parts[number], Slot) and text:
+                after = said[number + 1] if number + 1 < len(said) else ""
+                if not self._tokenizer.is_only_text(text, together, after):
+                    yield together, True
+                    yield text, False
+                    together = ""
+                    continue
+            together += text
         yield together, True
-
-    def ids(self, turns: Sequence[Turn], *, for_answer: bool) -> list[int]:
-        """Token ids of all `runs` of the turns. Raises TemplateRefused."""
-        shape, texts = shape_of(turns)
-        ids: list[int] = []
-        for text, with_controls in self.runs(self.parts(shape, for_answer=for_answer), texts):
-            encode = self._tokenizer.encode_template if with_controls else self._tokenizer.encode
-            ids += encode(text)
-        return ids
 
     def spells_control_tokens(self, text: str) -> bool:
         return self._tokenizer.spells_control_tokens(text)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
 
-from forgellm.data.bulk_encoder import TOKEN_BYTES
 from forgellm.data.chat.layout import Layout, LossOn, layout_of
 from forgellm.data.chat.rows import Conversation, RowRefused
 from forgellm.data.chat.shown import Shown
@@ -21,28 +22,17 @@ from forgellm.data.chat.template import (
     without_system_turns,
 )
 from forgellm.data.chat.turn_ends import turn_ends
+from forgellm.data.span_encoder import Span, Tokens
 from forgellm.data.tokenizer import Tokenizer
 
 _MAX_LAYOUTS = 1000
 
 
-class Tokens(NamedTuple):
-    """A conversation's tokens.
-
-    Attributes:
-        ids: of T tokens, TOKEN_BYTES each.
-        trained: T bytes, 1 for a token that is to be predicted, else 0.
-    """
-
-    ids: bytes
-    trained: bytes
-
-
 class Run(NamedTuple):
-    """Text of a conversation that is encoded together.
+    """A stretch of a conversation's text.
 
     Attributes:
-        with_controls: whether control tokens may be in it.
+        with_controls: whether control tokens may be in it; false where a turn's text spells one.
         is_trained: whether its tokens are to be predicted.
     """
 
@@ -103,7 +93,13 @@ class ChatRuns:
         rendered = self._template.render(turns, for_answer=False, tools=tools)
         if "".join(run.text for run in found) != rendered:
             raise RowRefused("the chat template changes the text of turns")
+        for before, after in pairwise(found):
+            if before.with_controls and after.with_controls and self._join(before, after):
+                raise RowRefused("a control token reaches over an end of an answer")
         return found
+
+    def _join(self, before: Run, after: Run) -> bool:
+        return self._tokenizer.join_in_control_token(before.text, after.text)
 
     def _layout(
         self,
@@ -125,21 +121,41 @@ class ChatRuns:
 
 
 def chat_tokens(conversations: list[list[Run]], tokenizer: Tokenizer) -> list[Tokens]:
-    """Of each conversation. All are encoded at once, which takes half the time of one by one."""
-    encoded: dict[bool, Iterator[bytes]] = {}
-    for with_controls in (True, False):
-        texts = [
-            run.text for runs in conversations for run in runs if run.with_controls is with_controls
-        ]
-        encoded[with_controls] = iter(
-            tokenizer.encode_batch(texts, with_controls=with_controls) if texts else ()
-        )
-    found = []
-    for runs in conversations:
-        ids = [next(encoded[run.with_controls]) for run in runs]
-        marks = [
-            bytes([run.is_trained]) * (len(part) // TOKEN_BYTES)
-            for run, part in zip(runs, ids, strict=True)
-        ]
-        found.append(Tokens(b"".join(ids), b"".join(marks)))
-    return found
+    """Of each conversation the ids that the model's own tokenizer has for all of it at once. A token
+    is learned if it begins in text that is: what reaches over from a prompt is the prompt's, as it is
+    where the model answers.
+
+    All are encoded together, which takes half the time of one by one.
+    """
+    plain = {n: runs for n, runs in enumerate(conversations) if all(r.with_controls for r in runs)}
+    texts = ["".join(run.text for run in runs) for runs in plain.values()]
+    spans = [list(_spans(runs)) for runs in plain.values()]
+    encoded = tokenizer.encode_spans(texts, spans, with_controls=True) if texts else []
+    found = dict(zip(plain, encoded, strict=True))
+    for number, runs in enumerate(conversations):
+        if number not in found:
+            parts = [(run.text, run.with_controls) for run in runs]
+            trained = [n for n, run in enumerate(runs) if run.is_trained]
+            found[number] = tokenizer.encode_parts(parts, trained)
+    return [found[number] for number in range(len(conversations))]
+
+
+def prompt_tokens(template: ChatTemplate, tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
+    """Ids of a conversation up to where the model answers. Raises TemplateRefused."""
+    shape, texts = shape_of(turns)
+    parts = template.parts(shape, for_answer=True)
+    runs = [Run(text, with_controls, False) for text, with_controls in template.runs(parts, texts)]
+    rendered = template.render(turns, for_answer=True)
+    if "".join(run.text for run in runs) != rendered and all(run.with_controls for run in runs):
+        runs = [Run(rendered, True, False)]  # it changes texts, of which none can do harm
+    (found,) = chat_tokens([runs], tokenizer)
+    return [int(number) for number in np.frombuffer(found.ids, "<u4")]
+
+
+def _spans(runs: list[Run]) -> Iterator[Span]:
+    """Where in their text the runs are that are learned."""
+    end = 0
+    for run in runs:
+        start, end = end, end + len(run.text)
+        if run.is_trained:
+            yield start, end
