@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from forgellm.child import error_of
+from forgellm.cli.terminal_text import clean
 from forgellm.data.progress import Tokenised
 from forgellm.errors import WorkerDied
 from forgellm.runs.lock import RunLock
@@ -46,7 +48,7 @@ def train_here(run: Run, lock: RunLock, *, resume: bool, console: Console) -> Ru
     with lock, logging_to(run.log_file), _graceful_stop(stop, console):
         with _view(console, recipe.max_iterations) as view:
             session.observer, session.progress = view.report, view.stage
-            session.on_tokenised = view.tokenised
+            session.on_tokenised, session.on_warnings = view.tokenised, partial(_warn, view)
             return session.train(run, resume=resume)
 
 
@@ -58,9 +60,12 @@ def watch(run: Run, console: Console) -> RunState:
     offset = offset_of_end(run.folder)
     view = _view(console, run.record().recipe.max_iterations)
     with _graceful_stop(run.request_stop, console), view:
-        is_alive = True
+        is_alive, is_warned = True, False
         while is_alive:
             is_alive, state = run.is_alive(), run.written_state()
+            if not is_warned and state.phase not in ("queued", "preparing"):
+                is_warned = True
+                _warn(view, run.record().warnings)
             lines, offset = read_lines(run.folder, offset)
             for line in lines:
                 view.report(line, state)
@@ -97,6 +102,12 @@ def _graceful_stop(stop: Callable[[], None], console: Console) -> Iterator[None]
             signal.signal(number, handler)
 
 
+def _warn(view: _Bar | _Lines, warnings: list[str]) -> None:
+    for text in warnings:
+        # Names from a dataset must not give orders to the terminal.
+        view.console.print(f"  Warning: {clean(text)}", markup=False)
+
+
 def _view(console: Console, max_iterations: int) -> _Bar | _Lines:
     return _Bar(console, max_iterations) if console.is_terminal else _Lines(console)
 
@@ -105,7 +116,7 @@ class _Lines:
     """A line every few seconds, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.console = console
         self._last = 0.0
 
     def __enter__(self) -> _Lines:
@@ -115,12 +126,12 @@ class _Lines:
         pass
 
     def stage(self, text: str) -> None:
-        self._console.print(f"  {text}")
+        self.console.print(f"  {text}")
 
     def tokenised(self, figure: Tokenised) -> None:
         if figure.num_tokens and time.monotonic() - self._last >= _PLAIN_SECONDS:
             self._last = time.monotonic()
-            self._console.print(
+            self.console.print(
                 f"  {figure.done_bytes / 1e6:.0f} of {figure.total_bytes / 1e6:.0f} MB, "
                 + _tokens(figure)
             )
@@ -129,7 +140,7 @@ class _Lines:
         if line.validation_loss is None and time.monotonic() - self._last < _PLAIN_SECONDS:
             return
         self._last = time.monotonic()
-        self._console.print(f"  iteration {line.iteration}: {_figures(line, state)}")
+        self.console.print(f"  iteration {line.iteration}: {_figures(line, state)}")
 
 
 class _Bar:
@@ -144,6 +155,7 @@ class _Bar:
             TextColumn("{task.fields[figures]}"),
             console=console,
         )
+        self.console = console
         self._max_iterations = max_iterations
         self._task = self._progress.add_task("preparing", total=max_iterations, figures="")
         self._validation: float | None = None

@@ -14,6 +14,9 @@ from forgellm import __version__
 from forgellm.cli.terminal_text import clean
 from forgellm.errors import ForgeError
 
+_ITEMS_SHOWN = 10
+_DETAIL_CHARACTERS = 200
+_DETAIL_TITLES = {"searched_paths": "Searched", "skipped": "Left out"}
 _ABOUT = "Teach a language model your own documents, on your own machine."
 _COMMANDS = {
     "demo": ("forgellm.cli.demo", "teach the shipped model the shipped handbook, and measure"),
@@ -61,14 +64,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_error(error: ForgeError) -> None:
-    """A line of what was wrong, one of where we looked, and what to do."""
-    lines = [f"forgellm: {error.code}: {error.message}"]
-    if searched := error.details.get("searched_paths"):
-        lines.append(f"  Searched: {', '.join(map(str, searched))}")
+    """A line of what was wrong, what is known of it, and what to do."""
+    lines = [f"forgellm: {error.code}: {error.message}", *_detail_lines(error)]
     if error.suggestion:
         lines.append(f"  {error.suggestion}")
     # Names from a dataset or a server must not give orders to the terminal.
     print("\n".join(clean(line) for line in lines), file=sys.stderr)
+
+
+def _detail_lines(error: ForgeError) -> list[str]:
+    """The details that the message does not have already, a list as an item a line."""
+    lines: list[str] = []
+    for name, value in error.details.items():
+        title = _DETAIL_TITLES.get(name, name.replace("_", " ").capitalize())
+        items = value if isinstance(value, list) else [value]
+        told = [text for item in items if (text := _in_words(item)) not in error.message]
+        if not told:
+            continue
+        if not isinstance(value, list) or name == "searched_paths":
+            lines.append(f"  {title}: {', '.join(told)}")
+            continue
+        lines += [f"  {title}:", *(f"    {text}" for text in told[:_ITEMS_SHOWN])]
+        if len(told) > _ITEMS_SHOWN:
+            lines.append(f"    and {len(told) - _ITEMS_SHOWN} more")
+    return lines
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        parts = (f"{key}: {_in_words(item)}" for key, item in value.items() if item is not None)
+        text = ", ".join(parts)
+    elif isinstance(value, list):
+        text = ", ".join(map(_in_words, value))
+    else:
+        text = "" if value is None else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= _DETAIL_CHARACTERS else f"{text[:_DETAIL_CHARACTERS]}..."
 
 
 def _discard_output() -> None:

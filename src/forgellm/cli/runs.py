@@ -39,6 +39,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     command = commands.add_parser("delete", help="move a run to the trash")
     command.add_argument("name", **which)
     command.add_argument("--yes", action="store_true", help="do not ask")
+    for command in commands.choices.values():  # after the sub-command it is just as good
+        command.add_argument("--workspace", default=argparse.SUPPRESS, help="as before COMMAND")
     parser.set_defaults(run=run)
 
 
@@ -124,6 +126,7 @@ def _as_text(reply: RunReply) -> str:
         lines.append(f"Time left:       {run.eta_minutes:.1f} min")
     if state.overfitting:
         lines.append(f"Overfitting:     since iteration {state.overfitting_iteration}")
+    lines += [f"Warning:         {text}" for text in reply.record.warnings]
     if state.error:
         lines.append(f"Error:           {state.error.get('error')}")
     lines += [

@@ -18,6 +18,10 @@ def print_summary(run: Run, state: RunState, console: Console) -> None:
     console.print(f"{state.phase.capitalize()} at iteration {state.iteration}")
     if state.stopped_early:
         console.print("Stopped early: validation no longer improved")
+    if warnings := len(run.record().warnings):
+        what = "1 warning" if warnings == 1 else f"{warnings} warnings"
+        told = command(run.workspace, "runs show", run.name)
+        console.print(f"It began with {what}: {told}", markup=False)
     if not found:
         return
     best = checkpoints.rank(found)[0]

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forgellm.data.chat.files import nothing_found
+from forgellm.data.chat.files import ROW_READERS
 from forgellm.data.chat.format import chat_format, template_of
 from forgellm.data.chat.packing import conversations_once, packed_conversations
 from forgellm.data.chat.shapes import LABEL_NOTE
@@ -18,6 +18,7 @@ from forgellm.data.chat.turn_ends import turn_ends
 from forgellm.data.cleaning.manifest import preparation_summary
 from forgellm.data.datasets import find_dataset, find_replay
 from forgellm.data.document_store import token_store
+from forgellm.data.left_out import as_lines, in_words, nothing_to_train, worst_first
 from forgellm.data.mixture import Mixture, plan_mixture, wanted_replay_rows
 from forgellm.data.packing import PackedStream, validation_rows
 from forgellm.data.prepared import PreparedData, RowStream, Texts, TokenText
@@ -131,10 +132,9 @@ def _assemble(
     replay: TokenStore | None,
     preparation: dict[str, Any] | None,
 ) -> PreparedData:
-    if recipe.training_type == "cpt":
-        _require_text(domain, "dataset", recipe.dataset)
-    elif not domain.report.documents:
-        raise nothing_found(recipe, _skipped(domain))
+    if not domain.report.documents:
+        types = READERS if recipe.training_type == "cpt" else ROW_READERS
+        raise nothing_to_train(recipe, domain.report.skipped, types)
     split = split_documents(domain, recipe.validation_split, recipe.seed)
     warnings = [*_check_size(split, seq_len), *split.warnings, *_skip_warnings(domain)]
     warnings += _note_warnings(domain)
@@ -151,7 +151,7 @@ def _assemble(
     texts = Texts(train, TokenText(domain.tokens, split.validation), None)
     mixture, packed_replay = Mixture(_num_rows(recipe), 0), None
     if replay is not None:
-        _require_text(replay, "replay_dataset", recipe.replay_dataset or "the shipped text")
+        _require_replay(replay, recipe.replay_dataset or "the shipped text")
         spans = all_documents(replay, excluded=split.held_out)
         mixture, warning = plan_mixture(
             mixture.num_rows, recipe.data_mixture_ratio, spans.num_tokens, seq_len
@@ -202,8 +202,8 @@ def _summary(
         "replay_rows": mixture.num_replay_rows,
         "cut": report.cut,
         "num_skipped": len(report.skipped),
-        "skipped": [asdict(item) for item in report.skipped[:_SKIPPED_SHOWN]],
-        "notes": [asdict(item) for item in report.notes[:_SKIPPED_SHOWN]],
+        "skipped": [asdict(item) for item in worst_first(report.skipped)[:_SKIPPED_SHOWN]],
+        "notes": [asdict(item) for item in worst_first(report.notes)[:_SKIPPED_SHOWN]],
     }
 
 
@@ -215,18 +215,16 @@ def _named_template(recipe: Recipe, tokenizer: Tokenizer) -> str | None:
     return None if template == tokenizer.chat_template else template
 
 
-def _require_text(store: TokenStore, field: str, name: str) -> None:
+def _require_replay(store: TokenStore, name: str) -> None:
     if store.report.documents:
         return
+    told = in_words(store.report.skipped)
     raise DataError(
-        f"No text was found in the {field} {name!r}",
+        f"No text was found in the replay_dataset {name!r}"
+        + (f". Left out: {told}" if told else ""),
         suggestion="Put documents of these types into it: " + " ".join(sorted(READERS)),
-        details={field: name, "skipped": _skipped(store)},
+        details={"replay_dataset": name, "skipped": as_lines(store.report.skipped)},
     )
-
-
-def _skipped(store: TokenStore) -> list[str]:
-    return [f"{item.source}: {item.reason}" for item in store.report.skipped[:20]]
 
 
 def _check_size(split: Split, seq_len: int) -> list[str]:
@@ -246,12 +244,19 @@ def _check_size(split: Split, seq_len: int) -> list[str]:
 
 
 def _skip_warnings(store: TokenStore) -> list[str]:
-    skipped = store.report.skipped
-    if not skipped:
-        return []
-    first = f"{skipped[0].source} ({skipped[0].reason})"
-    more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
-    return [f"Not all of the dataset could be read: {first}{more}."]
+    report, warnings = store.report, []
+    if report.skipped:
+        warnings.append(f"Not all of the dataset is used. Left out: {in_words(report.skipped)}.")
+    if report.cut:
+        what = (
+            "pairs lost their first turns"
+            if store.rejected is not None
+            else ("conversations lost their last turns")
+        )
+        warnings.append(
+            f"{report.cut:,} of {report.documents:,} {what}: they are longer than max_seq_length."
+        )
+    return warnings
 
 
 def _note_warnings(store: TokenStore) -> list[str]:

@@ -23,3 +23,8 @@ class Ready:
     measured: dict[str, float]
     suite: Suite
     should_stop: Callable[[], bool]
+
+    @property
+    def warnings(self) -> list[str]:
+        """All that the user is to know of before the first update, a sentence or two each."""
+        return [*self.plan.warnings, *self.data.warnings, *self.engine.warnings]

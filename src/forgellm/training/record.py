@@ -47,7 +47,7 @@ def completed(record: RunRecord, ready: Ready, base_files: dict[str, BaseFile]) 
             "data": data.summary,
             "memory": ready.measured,
             "versions": {"forgellm": __version__, **info.versions},
-            "warnings": [*plan.warnings, *data.warnings, *ready.engine.warnings],
+            "warnings": ready.warnings,
         }
     )
 

@@ -66,12 +66,14 @@ class Session:
     Attributes:
         observer: called after each report.
         progress: called with a sentence at each stage before the first update.
+        on_warnings: called before the first update with all that the run's record warns of.
         on_tokenised: called with how far the text is, where it is not in the cache.
         stop: set it to end the run gracefully; a stop request in the run's folder does the same.
     """
 
     observer: Observer = field(default=lambda line, state: None)
     progress: Callable[[str], None] = field(default=lambda text: None)
+    on_warnings: Callable[[list[str]], None] = field(default=lambda warnings: None)
     on_tokenised: OnProgress = field(default=lambda figure: None)
     stop: bool = False
 
@@ -115,8 +117,9 @@ class Session:
             held = content_of(ready.plan.model.path, run.workspace)
             run.write_record(completed(record, ready, held))
             write_companions(run, start, ready)
-        for warning in [*ready.data.warnings, *ready.engine.warnings]:
+        for warning in ready.warnings:
             log.warning(warning)
+        self.on_warnings(ready.warnings)
         followers.open_trackers(run.written_state())
         return self._loop(ready, RunRecorder(run), self._with(followers)).run(checkpoint)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import orjson
 
-from forgellm.data.documents import dataset_files
+from forgellm.data.documents import Skipped, dataset_files
+from forgellm.data.left_out import nothing_to_train
 from forgellm.data.reading.reader import SkipRow, Unreadable, decode
-from forgellm.errors import DataError
 from forgellm.schema.recipe import Recipe
 
 Rows = Iterator[tuple[int, Any]]
@@ -83,17 +83,8 @@ ROW_READERS: dict[str, Callable[[Path, SkipRow], Rows]] = {
 
 def require_row_files(dataset: Path, recipe: Recipe) -> None:
     """Raises DataError if no file of the dataset can hold the recipe's rows; none is opened."""
-    if not any(file.path.suffix.lower() in ROW_READERS for file in dataset_files(dataset).files):
-        raise nothing_found(recipe, [])
-
-
-def nothing_found(recipe: Recipe, skipped: list[str]) -> DataError:
-    what, where = "conversation", "conversations into it, such as JSON lines with `messages`, or"
-    where += " with `prompt` and `completion`"
-    if recipe.learns_preferences:
-        what, where = "pair of answers", "JSON lines with `prompt`, `chosen` and `rejected` into it"
-    return DataError(
-        f"No {what} was found in the dataset {recipe.dataset!r}",
-        suggestion=f"Put {where}: " + " ".join(sorted(ROW_READERS)),
-        details={"dataset": recipe.dataset, "skipped": skipped},
-    )
+    listing = dataset_files(dataset)
+    if not any(file.path.suffix.lower() in ROW_READERS for file in listing.files):
+        nothing = "holds no pairs" if recipe.learns_preferences else "holds no conversations"
+        others = [Skipped(file.name, nothing) for file in listing.files]
+        raise nothing_to_train(recipe, [*listing.skipped, *others], ROW_READERS)

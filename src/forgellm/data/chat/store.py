@@ -168,6 +168,8 @@ class _Writer:
             self._report.notes.append(Skipped(file.name, note, count))
         if unreadable:
             self._report.skipped.append(Skipped(file.name, unreadable))
+        elif not place.reasons and self._report.documents == place.documents_before:
+            self._report.skipped.append(Skipped(file.name, "empty"))
         self._report.files += self._report.documents > place.documents_before
         self._place = _Place(place.file + 1, documents_before=self._report.documents)
 

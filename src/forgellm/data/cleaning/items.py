@@ -221,6 +221,9 @@ def _conversations(
             yield Item(file.name, number, text, row)
     except (Unreadable, UnicodeDecodeError, OSError) as error:
         report.skipped.append(Skipped(file.name, reason_of(error)))
+    else:
+        if not skipped and report.documents == before:
+            report.skipped.append(Skipped(file.name, "empty"))
     for reason, (first, count) in skipped.items():
         report.skipped.append(Skipped(file.name, f"{reason}, first at {first}", count))
     report.notes += [Skipped(file.name, note, count) for note, count in notes.items()]
