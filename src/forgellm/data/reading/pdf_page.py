@@ -13,41 +13,27 @@ from forgellm.data.reading.tex_fonts import character_of
 # pdfium's signs for the hyphen of a word that goes on in the next line: in text, and in a range.
 _HYPHEN, _HYPHEN_IN_RANGE = "\x02", "\ufffe"
 _HYPHENS = _HYPHEN + _HYPHEN_IN_RANGE
+_HYPHEN_SIGN = re.compile(f"[{_HYPHENS}]")
 _ODD = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\ue000-\uf8ff\ufb00-\ufb06\ufffe\uffff]"  # private use: pieces
 )
 _LIGATURES = dict(zip("\ufb00\ufb01\ufb02\ufb03\ufb04\ufb05\ufb06", "ff fi fl ffi ffl st st".split(), strict=True))  # fmt: skip
-_FIXED_PITCH = 1
-_CODE_FONT = re.compile(
-    r"mono|courier|typewriter|consol|menlo|code|CM\w*TT\d|TT\d+$", re.IGNORECASE
-)
 
 
 class Line(NamedTuple):
-    """Lengths are in points, from the left and the bottom of the page.
+    """A printed line.
 
     Attributes:
         text: with `DIVIDED` at its end where pdfium found that a word is divided.
-        first_word: how wide the first word is.
-        size: of the font.
-        is_code: whether it is set in a font of fixed pitch.
+        baseline: in points from the bottom of the page; 0 where it is not known.
     """
 
     text: str
-    left: float = 0.0
-    right: float = 0.0
     baseline: float = 0.0
-    first_word: float = 0.0
-    size: float = 0.0
-    is_code: bool = False
 
 
 class PageText:
-    """A text page of pypdfium2, read line by line.
-
-    Attributes:
-        num_unknown: characters of unknown meaning that were left out.
-    """
+    """A text page of pypdfium2, read line by line. Characters of unknown meaning are left out."""
 
     def __init__(self, page: Any) -> None:
         import pypdfium2.raw as pdfium
@@ -57,7 +43,6 @@ class PageText:
         self._page = page.raw
         self._text = page.get_text_bounded()
         self._characters = self._all_characters(page)
-        self.num_unknown = 0
 
     def lines(self) -> list[Line]:
         lines = []
@@ -72,8 +57,9 @@ class PageText:
     def _printed(self, text: str, places: Sequence[int]) -> Iterator[tuple[str, Sequence[int]]]:
         """pdfium writes a line and the next one as one line, where a hyphen ends the first."""
         start = 0
-        for end, character in enumerate(text, 1):
-            if character in _HYPHENS and end < len(text) and self._is_hyphen(end - 1, text, places):
+        for sign in _HYPHEN_SIGN.finditer(text):
+            end = sign.end()
+            if end < len(text) and self._is_hyphen(sign.start(), text, places):
                 yield text[start:end], places[start:end]
                 start = end
         yield text[start:], places[start:]
@@ -85,8 +71,10 @@ class PageText:
         return bool(self._pdfium.FPDFText_IsHyphen(self._page, places[position]))
 
     def _line(self, text: str, places: Sequence[int]) -> Line:
-        shown = _ODD.sub(lambda odd: self._shown(odd, places), text)
-        return self._placed(shown.strip(" "), text, places)
+        shown = _ODD.sub(lambda odd: self._shown(odd, places), text).strip(" ")
+        if not shown or not places:
+            return Line(shown)
+        return Line(shown, self._baseline(places[len(text) - len(text.lstrip(" "))]))
 
     def _all_characters(self, page: Any) -> str:
         """A character for each that pdfium counts, so that a place in it is pdfium's index."""
@@ -123,40 +111,17 @@ class PageText:
         index = places[odd.start()] if places else -1
         if character in _HYPHENS and self._is_hyphen(odd.start(), odd.string, places):
             return DIVIDED
-        known = character_of(self._font(index)[0], ord(character)) if index >= 0 else None
-        if known is None:
-            if character == "\t" or "\ue000" <= character <= "\uf8ff":
-                return character
-            self.num_unknown += 1
+        known = character_of(self._font(index), ord(character)) if index >= 0 else None
+        if known is None and (character == "\t" or "\ue000" <= character <= "\uf8ff"):
+            return character
         return known or ""
-
-    def _placed(self, shown: str, text: str, places: Sequence[int]) -> Line:
-        if not shown or not places:
-            return Line(shown)
-        start = len(text) - len(text.lstrip(" "))
-        word = text[start:].partition(" ")[0]
-        first, last = places[start], places[len(text.rstrip(" ")) - 1]
-        left, _ = self._edges(first)
-        _, right = self._edges(last)
-        _, word_right = self._edges(places[start + len(word) - 1])
-        name, is_fixed = self._font(first)
-        size = float(self._pdfium.FPDFText_GetFontSize(self._page, first))
-        is_code = is_fixed or _CODE_FONT.search(name) is not None
-        return Line(shown, left, right, self._baseline(first), word_right - left, size, is_code)
-
-    def _edges(self, index: int) -> tuple[float, float]:
-        left, right, bottom, top = (ctypes.c_double() for _ in range(4))
-        self._pdfium.FPDFText_GetCharBox(self._page, index, left, right, bottom, top)
-        return left.value, right.value
 
     def _baseline(self, index: int) -> float:
         x, y = ctypes.c_double(), ctypes.c_double()
         self._pdfium.FPDFText_GetCharOrigin(self._page, index, x, y)
         return y.value
 
-    def _font(self, index: int) -> tuple[str, bool]:
-        """Name, and whether the PDF says that its characters are equally wide."""
+    def _font(self, index: int) -> str:
         name = ctypes.create_string_buffer(128)
-        flags = ctypes.c_int()
-        self._pdfium.FPDFText_GetFontInfo(self._page, index, name, 128, flags)
-        return name.value.decode("utf-8", "replace"), bool(flags.value & _FIXED_PITCH)
+        self._pdfium.FPDFText_GetFontInfo(self._page, index, name, 128, ctypes.c_int())
+        return name.value.decode("utf-8", "replace")
