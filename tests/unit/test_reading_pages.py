@@ -115,6 +115,12 @@ def test_of_html_what_its_reader_sees(markup: str, expected: str) -> None:
     assert text_of_html(f"<html><body>{markup}</body></html>") == expected
 
 
+def test_a_page_with_very_many_links_back_is_read_in_linear_time() -> None:
+    section = '<h2>Mills</h2><p>They grind.</p><p><a href="#top">Top</a> <a href="#i">Index</a></p>'
+    text = text_of_html(f"<body><div>{section * 10_000}</div></body>")
+    assert text == "\n".join(["Mills\nThey grind."] * 10_000)
+
+
 @pytest.mark.parametrize(
     ("label", "raw", "text"),
     [

@@ -83,9 +83,10 @@ def _drop_ways(tree: Any) -> None:
     if tree.body is None:
         return
     found = {node.mem_id: node for node in tree.css(_ROWS_OF_LINKS)}
+    rows: dict[int, bool] = {}
     for link in tree.css("a[href]"):
         if _is_way(link):
-            row = _row_of(link)
+            row = _row_of(link, rows)
             if row is not None:
                 found[row.mem_id] = row
     rest = len(_squeezed(tree.body)) - sum(len(_squeezed(node)) for node in found.values())
@@ -118,12 +119,15 @@ def _is_named_way(link: Any) -> bool:
     return bool(_WAYS & rel) or (link.attributes.get("accesskey") or "-").lower() in _WAY_KEYS
 
 
-def _row_of(link: Any) -> Any:
-    """The largest element around a link that is a row of links; None if there is none."""
+def _row_of(link: Any, rows: dict[int, bool]) -> Any:
+    """The largest element around a link that is a row of links; None if there is none. `rows` keeps
+    what was found of elements, so that a large one is looked at once, not for each of its links."""
     row = None
     node = link.parent
     while node is not None and node.tag not in ("body", "main", "article", "html", "-document"):
-        if not _is_row(node):
+        if node.mem_id not in rows:
+            rows[node.mem_id] = _is_row(node)
+        if not rows[node.mem_id]:
             break
         if node.tag != "a":
             row = node
