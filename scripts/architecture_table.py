@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "models.md"
 ENGINES = ("torch", "mlx")
 WAYS = ("lora", "full", "answers", "published")
-_BEGIN, _END = "<!-- begin generated: architectures -->", "<!-- end generated: architectures -->"
+_BEGIN, _END = "<!-- begin tried: architectures -->", "<!-- end tried -->"
 
 Outcome = dict[str, dict[str, str]]  # engine -> way -> "yes", or why not
 

@@ -3,6 +3,7 @@ answers with the tokens that transformers finds, and is published for transforme
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,22 @@ import pytest
 import safetensors.torch
 from architecture_table import DOCS, outcomes, table_in, table_of
 
-from architecture_checks import check_answers, check_publishing, check_training, stored
+from architecture_checks import (
+    BATCH,
+    check_answers,
+    check_publishing,
+    check_training,
+    loss_alone,
+    stored,
+)
 from architectures import CONFIGS, build_architecture
+from forgellm.engines.adapter import CONFIG_NAME
+from forgellm.engines.registry import load_fuse_engine, load_generate_engine
 from forgellm.engines.torch.lora import lora_layers
 from forgellm.engines.torch.packing import Packing, packing_of
 from forgellm.errors import UnsupportedModel
-from training_engines import make_engine
+from forgellm.schema.generation import Sampling
+from training_engines import make_engine, with_random_adapters
 
 # One of each kind of code; the table in docs/models.md is made of all.
 QUICK = [
@@ -71,13 +82,43 @@ def test_what_is_published_is_what_was_trained(tmp_path: Path, name: str) -> Non
     check_publishing("torch", build_architecture(tmp_path / name, name), tmp_path)
 
 
-def test_gpt2_is_merged_into_files_that_begin_with_the_blocks(tmp_path: Path) -> None:
-    """As those that OpenAI published do, without the prefix that transformers writes."""
-    folder = build_architecture(tmp_path / "gpt2", "gpt2")
+def bare_gpt2(folder: Path) -> Path:
+    build_architecture(folder, "gpt2")
     file = folder / "model.safetensors"
     tensors = safetensors.torch.load_file(file)
     bare = {name.removeprefix("transformer."): value for name, value in tensors.items()}
     safetensors.torch.save_file(bare, file, metadata={"format": "pt"})
+    return folder
+
+
+def test_mlx_answers_with_and_merges_what_torch_has_trained_of_gpt2(tmp_path: Path) -> None:
+    folder = bare_gpt2(tmp_path / "gpt2")
+    engine: Any = make_engine("torch", folder)
+    with_random_adapters(engine, tmp_path / "c")
+    weights = tmp_path / "c" / "0000000_adapters.safetensors"
+    (tmp_path / "c" / CONFIG_NAME).write_text(json.dumps(engine.adapter_config()))
+    assert engine.adapter_config()["fan_in_fan_out"]
+    sampling = Sampling(max_tokens=8, temperature=0.0, repetition_penalty=1.0)
+    answers = [
+        list(
+            load_generate_engine(folder, weights, engine=name, dtype="float32").generate(
+                [5, 9, 33], sampling, frozenset()
+            )
+        )
+        for name in ("torch", "mlx")
+    ]
+    assert answers[0] == answers[1]
+    for name in ("torch", "mlx"):
+        (tmp_path / name).mkdir()
+        load_fuse_engine(name).fuse(folder, weights, tmp_path / name, lambda done: None)
+        assert loss_alone(tmp_path / name) == pytest.approx(
+            engine.validation_loss([BATCH], lambda: False), abs=1e-4
+        )
+
+
+def test_gpt2_is_merged_into_files_that_begin_with_the_blocks(tmp_path: Path) -> None:
+    """As those that OpenAI published do, without the prefix that transformers writes."""
+    folder = bare_gpt2(tmp_path / "gpt2")
     check_publishing("torch", folder, tmp_path, fine_tune_type="dora")
     assert "h.0.attn.c_attn.weight" in stored(tmp_path / "published")
 

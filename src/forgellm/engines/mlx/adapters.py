@@ -12,7 +12,7 @@ from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
 
 from forgellm.engines.adapter import LoraSettings, require_finite, require_fit, settings_beside
-from forgellm.engines.layers import layer_index, target_layers
+from forgellm.engines.layers import inside_block, layer_index, target_layers
 from forgellm.engines.mlx.tensor_files import read_tensors, save_tensors
 from forgellm.errors import UnsupportedModel
 
@@ -67,7 +67,7 @@ def attach_adapter(model: nn.Module, file: Path) -> None:
 
     Raises UnsupportedModel, CheckpointCorrupt.
     """
-    tensors = read_adapter(file)
+    tensors = _as_named_here(model, read_adapter(file))
     settings = settings_beside(file)
     layers = sorted({name.rpartition(".")[0] for name in tensors}, key=_order)
     known = dict(model.named_modules())
@@ -76,6 +76,19 @@ def attach_adapter(model: nn.Module, file: Path) -> None:
             raise UnsupportedModel(f"The adapter does not fit this model: it has no layer {name}.")
     _adapt(model, layers, settings)
     copy_into(model, tensors)
+
+
+def _as_named_here(model: nn.Module, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+    """An adapter's tensors under the names of this model's layers: what stands before the blocks is
+    another with transformers, for GPT-2 for one."""
+    names = [name for name, layer in model.named_modules() if isinstance(layer, _LINEAR)]
+    own = {(layer_index(name), inside_block(name)): name for name in names}
+
+    def renamed(tensor: str) -> str:
+        layer, _, part = tensor.rpartition(".")
+        return f"{own.get((layer_index(layer), inside_block(layer)), layer)}.{part}"
+
+    return {renamed(name): value for name, value in tensors.items()}
 
 
 def merge_lora(model: nn.Module) -> None:
