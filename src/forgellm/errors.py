@@ -141,7 +141,8 @@ class ModelChanged(Conflict):
 
 
 class RunEdited(Conflict):
-    """`details["fields"]` are those of `run.json` that are not as they were written."""
+    """`details` have in `fields` those of `run.json` that are not as they were written, or in `files`
+    those beside it."""
 
     code = "RUN_EDITED"
 

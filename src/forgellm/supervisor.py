@@ -266,6 +266,7 @@ def _refuse_second(workspace: Workspace) -> None:
 def _require_checkpoint(run: Run) -> None:
     """One that is intact, of a run that is as it was written."""
     run.require_as_written()
+    run.require_own_files()
     checkpoint, problems = newest_verified(run.folder)
     if checkpoint is None:
         raise CheckpointNotFound(

@@ -11,20 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from forgellm import supervisor
 from forgellm.cli.main import main
 from forgellm.engines.pinned_base import require_same_base
-from forgellm.errors import ModelChanged
+from forgellm.errors import ModelChanged, RunEdited
 from forgellm.generation.loading import find_source, open_source
+from forgellm.guard import GuardSettings
+from forgellm.model_server.app import create_app as create_model_server
+from forgellm.model_server.shelf import Shelf
 from forgellm.paths import Workspace
 from forgellm.publishing.build import build_published
 from forgellm.publishing.build_adapter import build_adapter
 from forgellm.runs.checkpoints import best_checkpoint
+from forgellm.runs.manage import accept_record
 from forgellm.runs.store import Run, find_run
 from forgellm.schema.exports import ExportRequest
 from forgellm.schema.generation import LoadRequest
 from forgellm.training.session import Session
+from forgellm.web.app import create_app
+from serving import eventually, served
 from tiny_workspace import build_tiny_workspace, tiny_recipe
 
 SHORT: dict[str, Any] = {"max_iterations": 2, "save_every": 1, "engine": "torch"}
@@ -148,6 +155,20 @@ def test_the_trainer_itself_compares(run: Run) -> None:
     assert run.state().phase == "failed"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("chat_template.jinja", "{{ 1 }}"), ("adapter_config.json", None)]
+)
+def test_what_belongs_to_the_weights_is_pinned_too(run: Run, name: str, text: str | None) -> None:
+    """Here in a way that no program of ours would read otherwise."""
+    file = run.folder / name
+    file.write_text(text or file.read_text() + " ")
+    for use in ("generate", "publish", "export", "stacked", "merged", "resume"):
+        with pytest.raises(RunEdited, match=name.replace(".", r"\.")):
+            uses(run, allow=False)[use]()
+    assert accept_record(run) == [name]
+    uses(run, allow=False)["generate"]()
+
+
 def test_the_same_model_in_another_place_is_the_same(run: Run) -> None:
     workspace = run.workspace
     shutil.copytree(workspace.base_models / "tiny", workspace.base_models / "copy")
@@ -205,3 +226,35 @@ def test_the_commands_name_the_way_on(run: Run, capsys: pytest.CaptureFixture[st
         assert main([*command, *place, "--allow-changed-base"]) == 0, capsys.readouterr().err
         capsys.readouterr()
     assert find_run(run.workspace, run.name).state().phase == "completed"
+
+
+def test_the_servers_say_it_and_take_the_field(run: Run) -> None:
+    flip_a_bit(run.workspace.base_models / "tiny")
+    web = TestClient(
+        create_app(run.workspace, GuardSettings(), "http://127.0.0.1:1"),
+        base_url="http://localhost:5002",
+        client=("127.0.0.1", 40000),
+    )
+    refused = web.post("/api/training/resume", json={"output_dir": run.output_dir})
+    assert (refused.status_code, refused.json()["error_code"]) == (409, "MODEL_CHANGED")
+    assert refused.json()["details"]["changed"] == {"model.safetensors": "was changed"}
+    weights = best_checkpoint(run.folder)
+    assert weights is not None
+    path = run.workspace.relative(weights.weights)
+    published = web.post("/api/training/publish_checkpoint", json={"checkpoint_path": path})
+    assert published.json()["error_code"] == "MODEL_CHANGED"
+
+    with served(create_model_server(Shelf(run.workspace), GuardSettings())) as server:
+        body = {"model_name": "tiny", "adapter_path": run.output_dir, "engine": "torch"}
+        asked = {"prompt": "a", "max_tokens": 2, "streaming": False}
+        server.post("/api/model/load", json=body)
+        answer = server.post("/api/model/generate", json=asked).json()
+        assert "model.safetensors was changed" in answer["error"]
+        status = server.get("/api/model/status").json()
+        assert status["error"]["error_code"] == "MODEL_CHANGED" and not status["loaded"]
+        server.post("/api/model/load", json=body | {"allow_changed_base": True})
+        assert server.post("/api/model/generate", json=asked).json()["success"]
+
+    allowed = {"output_dir": run.output_dir, "allow_changed_base": True}
+    assert web.post("/api/training/resume", json=allowed).status_code == 200
+    eventually(lambda: run.state().phase == "completed" and not run.is_alive())

@@ -93,8 +93,14 @@ def test_a_resumed_run_ends_with_the_same_bits(workspace: Workspace) -> None:
     losses = [[line.validation_loss for line in lines_of(run)] for run in (whole, parted)]
     assert losses[0] == losses[1]
     assert losses[0][0] == pytest.approx(math.log(2), abs=1e-4)
-    (parted.folder / "reference.safetensors").write_bytes(b"short")
+    reference = parted.folder / "reference.safetensors"
     (checkpoints.list_checkpoints(parted.folder)[-1].folder / "manifest.json").unlink()
+    content = bytearray(reference.read_bytes())
+    content[-1] ^= 1
+    reference.write_bytes(content)
+    with supervisor.claim_resume(workspace, parted), pytest.raises(CheckpointCorrupt):
+        Session().train(parted, resume=True)
+    reference.write_bytes(b"short")
     with supervisor.claim_resume(workspace, parted), pytest.raises(CheckpointCorrupt):
         Session().train(parted, resume=True)
 

@@ -32,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     command = commands.add_parser("resume", help="continue a run in the background")
     command.add_argument("name", **which)
     add_changed_base_flag(command)
-    command = commands.add_parser("accept", help="take a run's edited run.json as it stands")
+    command = commands.add_parser("accept", help="take a run as it stands, edited by hand")
     command.add_argument("name", **which)
     command = commands.add_parser("stop", help="stop a run after its current step")
     command.add_argument("name", nargs="?", default=None, **_optional(which, "the one that trains"))
@@ -164,7 +164,7 @@ def _accept(args: argparse.Namespace, workspace: Workspace) -> int:
     run = find_run(workspace, args.name)
     fields = accept_record(run)
     what = f"accepted as it stands: {', '.join(fields)}" if fields else "as it was written"
-    print(f"run.json of {run.name} is {what}.")
+    print(f"{run.name} is {what}.")
     return 0
 
 

@@ -159,11 +159,17 @@ def require_room(folder: Path, needed: float, what_takes: str) -> None:
 
 
 def require_own_settings(run: Run, weights: Path) -> None:
-    """Raises RunEdited, and CheckpointCorrupt where the adapter's scale, which is not in the
-    checkpoint's manifest, does not follow from the recipe."""
+    """What is beside the weights, and not in their manifest, is what they were trained with.
+
+    Raises RunEdited, and CheckpointCorrupt where the adapter's scale does not follow from the recipe.
+    """
     run.require_as_written()
-    if weights.is_dir():
-        return
+    if not weights.is_dir():
+        _require_own_scale(run)
+    run.require_own_files()
+
+
+def _require_own_scale(run: Run) -> None:
     recipe = run.record().recipe
     config = read_json(run.folder / "adapter_config.json") or {}
     found = config.get("lora_parameters")

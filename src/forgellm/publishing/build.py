@@ -54,9 +54,10 @@ def build_published(
     allow_changed_base: bool = False,
 ) -> Published:
     """Check, merge, describe, compare, move into place. Raises ForgeError."""
-    record = run.record()
     on_progress(0.0, "checking the checkpoint")
+    run.require_as_written()
     verify(checkpoint)
+    record = run.record()
     engine = record.recipe.engine
     base = model_of(record, run.workspace, engine, allow_changed=allow_changed_base)
     published = run.workspace.published_models

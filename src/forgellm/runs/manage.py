@@ -13,7 +13,7 @@ from forgellm.paths import RUN_NAME
 from forgellm.runs.checkpoints import delete_checkpoint
 from forgellm.runs.lineage import dependents
 from forgellm.runs.lock import RunLock
-from forgellm.runs.seal import edited_fields
+from forgellm.runs.seal import COMPANIONS, companions_of, edited_fields
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe, parse_recipe
 
@@ -54,16 +54,20 @@ def rename_run(run: Run, name: str) -> Run:
 
 
 def accept_record(run: Run) -> list[str]:
-    """Take `run.json` as it stands, seal it anew and note in it that it was edited; the fields that
-    were.
+    """Take `run.json` and what belongs to the weights as they stand, seal them anew and note that they
+    were edited; the fields and files that were.
 
     Raises RunBusy, and RunNotFound where it says nothing that can be read.
     """
     with RunLock(run.folder).acquire():
         record = run.record()
         fields = edited_fields(read_json(run.folder / "run.json") or {})
+        if record.companions is not None:
+            found = companions_of(run.folder)
+            fields += [n for n in COMPANIONS if record.companions.get(n) != found.get(n)]
+            record = record.model_copy(update={"companions": found})
         if fields:
-            note = f"run.json was edited and accepted as it stood: {', '.join(fields)}"
+            note = f"the run was edited and accepted as it stood: {', '.join(fields)}"
             run.write_record(record.model_copy(update={"warnings": [*record.warnings, note]}))
     return fields
 

@@ -1,6 +1,7 @@
 """`run.json` carries hashes of its own fields, so that an edit by hand is told by the field's name.
 
-What a resume trains with, and what an answer's adapter is scaled by, are read from that file. The
+What a resume trains with, and what an answer's adapter is scaled by, are read from that file and
+from those beside it, whose hashes are in it too. The
 seal is no signature: it finds mistakes and damage, not forgery.
 """
 
@@ -8,13 +9,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
 
+from forgellm.runs.manifest import sha256
+
 SEAL = "seal"
 # A record with this field was written by a version that seals.
 _SINCE = "base_files"
+
+
+COMPANIONS = ("adapter_config.json", "chat_template.jinja")
+REFERENCE_NAME = "reference.safetensors"  # compared by who reads it, on a resume
+
+
+def companions_of(folder: Path) -> dict[str, str]:
+    """sha256 of the files that belong to a run's weights, by name."""
+    return {
+        name: sha256(folder / name)
+        for name in (*COMPANIONS, REFERENCE_NAME)
+        if (folder / name).is_file()
+    }
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from forgellm.errors import DiskFull, PathNotFound, RunEdited, RunNotFound
 from forgellm.paths import Workspace, iso_utc, run_name, utc_now
 from forgellm.runs.index import index_of
 from forgellm.runs.lock import is_locked
-from forgellm.runs.seal import edited_fields, sealed
+from forgellm.runs.seal import COMPANIONS, companions_of, edited_fields, sealed
 from forgellm.schema.recipe import TRAINING_TYPES, Recipe, parse_recipe
 from forgellm.schema.run import ACTIVE_PHASES, Phase, RunRecord, RunState
 
@@ -69,6 +69,21 @@ class Run:
                 suggestion="Restore it from a copy, or take it as it stands: "
                 f"forgellm runs accept {self.name}",
                 details={"run": self.name, "fields": fields},
+            )
+
+    def require_own_files(self) -> None:
+        """Raises RunEdited, naming the files, where what belongs to the weights is not as it was."""
+        pinned = self.record().companions
+        if pinned is None:
+            return
+        found = companions_of(self.folder)
+        odd = [n for n in COMPANIONS if pinned.get(n) != found.get(n)]
+        if odd:
+            raise RunEdited(
+                f"{', '.join(odd)} of {self.name} changed since the run was made",
+                suggestion=f"Restore it from a copy, or take it as it stands: "
+                f"forgellm runs accept {self.name}",
+                details={"run": self.name, "files": odd},
             )
 
     def state(self) -> RunState:

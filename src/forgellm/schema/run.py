@@ -67,6 +67,11 @@ class RunRecord(BaseModel):
         description="What the model's folder held when the run began: weights, configuration, "
         "tokenizer and chat template, by file name. Empty for runs of earlier versions.",
     )
+    companions: dict[str, str] | None = Field(
+        default=None,
+        description="sha256 of what belongs to the run's weights: how the adapter is attached, the "
+        "chat template, what pairs are compared with. null for runs of earlier versions.",
+    )
     data: dict[str, Any] = Field(default_factory=dict)
     memory: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str | None] = Field(default_factory=dict)

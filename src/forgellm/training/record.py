@@ -20,7 +20,9 @@ from forgellm.training.start import Start
 log = logging.getLogger(__name__)
 
 
-def completed(record: RunRecord, ready: Ready, base_files: dict[str, BaseFile]) -> RunRecord:
+def completed(
+    record: RunRecord, ready: Ready, base_files: dict[str, BaseFile], companions: dict[str, str]
+) -> RunRecord:
     """`run.json` as it stays: everything that decided the run."""
     plan, data = ready.plan, ready.data
     info, model = ready.engine.info, plan.model
@@ -44,6 +46,7 @@ def completed(record: RunRecord, ready: Ready, base_files: dict[str, BaseFile]) 
                 "context_length": info.context_length,
             },
             "base_files": base_files,
+            "companions": companions,
             "data": data.summary,
             "memory": ready.measured,
             "versions": {"forgellm": __version__, **info.versions},

@@ -17,8 +17,9 @@ from forgellm.atomic import storage_errors, sync
 from forgellm.data.prepared import PreparedData
 from forgellm.engines.base import TrainEngine
 from forgellm.errors import CheckpointCorrupt
+from forgellm.runs.manifest import sha256
+from forgellm.runs.seal import REFERENCE_NAME
 
-REFERENCE_NAME = "reference.safetensors"
 _TENSOR = "log_probs"
 
 
@@ -45,9 +46,11 @@ def write_reference(folder: Path, reference: NDArray[np.float32]) -> None:
         sync(folder / REFERENCE_NAME)
 
 
-def read_reference(folder: Path) -> NDArray[np.float32]:
-    """Raises CheckpointCorrupt."""
+def read_reference(folder: Path, digest: str | None) -> NDArray[np.float32]:
+    """`digest` is its sha256 as the run's record has it, if it does. Raises CheckpointCorrupt."""
     try:
+        if digest is not None and sha256(folder / REFERENCE_NAME) != digest:
+            raise KeyError("it is not as it was written")
         reference: NDArray[np.float32] = load_file(folder / REFERENCE_NAME)[_TENSOR]
     except (OSError, SafetensorError, KeyError) as error:
         raise CheckpointCorrupt(

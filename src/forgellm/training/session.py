@@ -29,6 +29,7 @@ from forgellm.evaluation.suite import Suite, suite_of
 from forgellm.paths import Workspace, iso_utc
 from forgellm.runs import checkpoints
 from forgellm.runs.lineage import merged_ancestor
+from forgellm.runs.seal import REFERENCE_NAME, companions_of
 from forgellm.runs.store import Run
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import MetricsLine, RunRecord, RunState
@@ -101,6 +102,8 @@ class Session:
 
     def _train(self, run: Run, resume: bool, followers: Followers) -> RunState:
         run.require_as_written()
+        if resume:
+            run.require_own_files()
         record = run.record()
         checkpoint = self._checkpoint_to_resume(run) if resume else None
         start = _start_of(record, run, resume)
@@ -115,8 +118,8 @@ class Session:
         if checkpoint is None:
             self.progress("writing down what the model holds")
             held = content_of(ready.plan.model.path, run.workspace)
-            run.write_record(completed(record, ready, held))
             write_companions(run, start, ready)
+            run.write_record(completed(record, ready, held, companions_of(run.folder)))
         for warning in ready.warnings:
             log.warning(warning)
         self.on_warnings(ready.warnings)
@@ -221,12 +224,14 @@ class Session:
         if ready.plan.recipe.training_type != "dpo":
             return ready
         if resumed:
-            return replace(ready, data=ready.data.with_reference(read_reference(resumed.folder)))
+            digest = (resumed.record().companions or {}).get(REFERENCE_NAME)
+            reference = read_reference(resumed.folder, digest)
+            return replace(ready, data=ready.data.with_reference(reference))
         self.progress("scoring the pairs with the model as it is")
-        reference = score_pairs(ready.engine, ready.data, ready.should_stop)
-        if reference is None:
+        scored = score_pairs(ready.engine, ready.data, ready.should_stop)
+        if scored is None:
             raise Stopped
-        return replace(ready, data=ready.data.with_reference(reference))
+        return replace(ready, data=ready.data.with_reference(scored))
 
     def _loop(self, ready: Ready, recorder: Recorder, observer: Observer) -> TrainingLoop:
         self.progress("training")

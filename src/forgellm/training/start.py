@@ -31,11 +31,12 @@ class Start:
 
 
 def find_start(recipe: Recipe, workspace: Workspace) -> Start:
-    """Raises RunNotFound, CheckpointNotFound, CheckpointCorrupt, ConfigError."""
+    """Raises RunNotFound, RunEdited, CheckpointNotFound, CheckpointCorrupt, ConfigError."""
     recipe = with_base_run(recipe, workspace, may_wait=False)
     if recipe.base_run is None:
         return Start(recipe)
     run, checkpoint = start_checkpoint(recipe.base_run, workspace)
+    run.require_own_files()
     verify(checkpoint)
     lineage = lineage_from(run, checkpoint, recipe.base_run_mode)
     if recipe.base_run_mode == "merged":
