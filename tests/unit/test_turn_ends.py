@@ -10,12 +10,17 @@ import tokenizers
 from tokenizers import AddedToken
 
 from chat_templates import FAMILIES
+from forgellm.data.chat.format import chat_format
+from forgellm.data.chat.preview import preview_conversations
 from forgellm.data.chat.rows import conversation_of
 from forgellm.data.chat.tokens import ChatRuns, chat_tokens
 from forgellm.data.chat.turn_ends import stop_ids, stop_texts, stop_tokens, turn_ends
+from forgellm.data.prepare import prepare_data
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.generation.prompt import stops_of
+from forgellm.paths import Workspace
 from tiny_tokenizer import TRAINING_TEXT
+from tiny_workspace import tiny_recipe, write_conversations
 
 LOOP = "{% for m in messages %}{{ START + m.role + '\n' + m.content + END }}{% endfor %}"
 ASK = "{% if add_generation_prompt %}{{ START + 'assistant\n' }}{% endif %}"
@@ -187,6 +192,20 @@ def test_a_token_that_is_not_marked_as_a_control_token_ends_answers_and_is_told(
 def test_what_is_doubtful_about_the_end_is_told(template: str, said: str, tmp_path: Path) -> None:
     ends = turn_ends(build(tmp_path, template, list(ROLES)), template)
     assert len(ends.warnings) == 1 and said in ends.warnings[0]
+
+
+def test_what_is_doubtful_is_told_before_training_and_by_inspection(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path.resolve())
+    write_conversations(workspace, "chat")
+    template = chatml_with("### ", "\n</turn>\n")
+    tokenizer = build(tmp_path / "model", template, [])
+    recipe = tiny_recipe(training_type="ift", dataset="chat", data_mixture_ratio=1.0)
+    expected = turn_ends(tokenizer, template).warnings
+    data = prepare_data(recipe, workspace, tokenizer, 128)
+    form = chat_format(recipe, tokenizer, 128)
+    shown = preview_conversations(workspace.datasets / "chat", tokenizer, form, 128, 1, recipe)
+    assert len(expected) == 1
+    assert expected[0] in data.warnings and expected[0] in shown.notes
 
 
 def test_a_model_without_template_stops_at_the_end_of_its_texts(tmp_path: Path) -> None:

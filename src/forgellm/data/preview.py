@@ -40,7 +40,8 @@ class Preview:
     Attributes:
         parts: which side of the split each document is on; a lone document is on both.
         blocks: batches of one row each, the first that would be trained on.
-        notes: what of the rows of conversations or pairs is not used, and of how many.
+        notes: what is doubtful about the end of answers; what of the rows of conversations or pairs
+            is not used, and of how many.
     """
 
     file_count: int

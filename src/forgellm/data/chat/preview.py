@@ -16,6 +16,7 @@ from forgellm.data.chat.encoding import ChatFormat, Entry, RowEncoder
 from forgellm.data.chat.files import ROW_READERS
 from forgellm.data.chat.packing import packed_conversations
 from forgellm.data.chat.pairs import row_encoder
+from forgellm.data.chat.turn_ends import turn_ends
 from forgellm.data.documents import DatasetFile, ReadReport, dataset_files
 from forgellm.data.preview import Part, Preview, Previewed, parts_of
 from forgellm.data.reading.reader import Unreadable, reason_of
@@ -60,7 +61,10 @@ def preview_conversations(
         parts=parts,
         blocks=blocks,
         skipped=sample.skipped,
-        notes=[f"{note}: {count:,} rows" for note, count in sample.notes().items()],
+        notes=[
+            *turn_ends(tokenizer, form.template).warnings,
+            *(f"{note}: {count:,} rows" for note, count in sample.notes().items()),
+        ],
         is_complete=sample.is_complete,
     )
 
