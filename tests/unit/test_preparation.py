@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from forgellm.cli.main import main
 from forgellm.data.cleaning import preparation
 from forgellm.data.cleaning.manifest import read_manifest
 from forgellm.data.cleaning.orders import Order
@@ -29,6 +30,7 @@ from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import Conflict, DataError, InvalidRequest, NotFound
 from forgellm.schema.preparation import PrepareRequest
 from paper import pdf
+from preference_pairs import write_preferences
 from tiny_workspace import build_tiny_workspace, tiny_recipe, write_conversations
 
 WORDS = [f"word{number}" for number in range(500)]
@@ -330,8 +332,8 @@ def test_an_inspection_of_conversations_says_what_a_run_would_use(tmp_path: Path
     assert (found["kind"], found["items"], found["in_a_run"]["used"]) == ("conversations", 10, 10)
     assert 0 < found["in_a_run"]["learned_tokens"] < found["in_a_run"]["tokens"]
     assert [item["reason"] for item in found["in_a_run"]["skipped"]] == [
-        "holds no conversations",
         "no answer of an assistant, first at 11",
+        "holds no conversations",
     ]
 
 
@@ -369,3 +371,66 @@ def test_broken_and_hostile_files_cost_a_line_each_and_nothing_else(tmp_path: Pa
     paper = (tmp_path / "dataset" / "mixed-prepared" / "paper.pdf.txt").read_text()
     assert "Report of the Guild" not in paper and "Page" not in paper
     assert len(paper.split("\n\n")) == 20
+
+
+def test_pairs_are_inspected_as_a_run_takes_them(tmp_path: Path) -> None:
+    workspace = build_tiny_workspace(tmp_path)
+    folder = write_preferences(workspace, "preferred")
+    with (folder / "pairs.jsonl").open("a") as file:
+        file.write('{"prompt": "Why?", "chosen": "So.", "rejected": "So."}\n')
+    model = workspace.base_models / "tiny"
+    found = perform(Order("inspect", str(tmp_path), "preferred", {"max_seq_length": 256}, str(model)), quiet)  # fmt: skip
+    recipe = tiny_recipe(
+        dataset="preferred", training_type="dpo", max_seq_length=256, data_mixture_ratio=1.0
+    )
+    data = prepare_data(recipe, workspace, Tokenizer.load(model), 256)
+    assert (found["kind"], found["items"]) == ("pairs", data.summary["documents"])
+    assert found["in_a_run"]["used"] == found["items"] == found["files"][0]["items"]
+    tokens = data.summary["train_tokens"] + data.summary["validation_tokens"]
+    assert found["in_a_run"]["tokens"] == tokens
+    (left_out,) = found["skipped"]
+    assert left_out["reason"].startswith("chosen and rejected are the same")
+    assert data.summary["skipped"] == [left_out]
+
+
+def test_pairs_with_columns_of_other_names_are_found_by_these(tmp_path: Path) -> None:
+    workspace = build_tiny_workspace(tmp_path)
+    file = write_preferences(workspace, "preferred") / "pairs.jsonl"
+    file.write_text(file.read_text().replace('"chosen"', '"better"').replace('"rejected"', '"no"'))
+    columns = {"chosen": "better", "rejected": "no"}
+    found = perform(Order("stats", str(tmp_path), "preferred", {"columns": columns}), quiet)
+    assert found["kind"] == "pairs"
+    assert found["items"] == len(file.read_text().splitlines())
+
+
+def test_duplicate_pairs_are_left_out_of_a_prepared_copy(tmp_path: Path) -> None:
+    workspace = build_tiny_workspace(tmp_path)
+    folder = workspace.datasets / "preferred"
+    folder.mkdir()
+    row = '{"prompt": "Where does the ferry wait for the tide to turn?", "chosen": "By the mill, under the north wall.", "rejected": "Nowhere at all."}'
+    (folder / "pairs.jsonl").write_text(f"{row}\n{row}\n" + row.replace("ferry", "barge") + "\n")
+    made = perform(Order("prepare", str(tmp_path), "preferred"), quiet)
+    assert (made["kind"], made["num_read"], made["num_written"]) == ("pairs", 3, 2)
+    again = perform(Order("inspect", str(tmp_path), "preferred-prepared"), quiet)
+    assert (again["kind"], again["items"]) == ("pairs", 2)
+
+
+def test_the_table_of_an_inspection_begins_with_what_cost_most(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = build_tiny_workspace(tmp_path)
+    folder = workspace.datasets / "notes"
+    for number in range(40):
+        (folder / f"a{number:02d}.png").write_bytes(b"x")
+    (folder / "z.jsonl").write_text('{"name": "no text"}\n' * 30)
+    (folder / "zz.md").write_text("")
+    assert main(["data", "--workspace", str(tmp_path), "inspect", "notes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("SKIPPED")) + 1
+    assert [line.split()[0] for line in lines[first : first + 3]] == [
+        "zz.md",
+        "z.jsonl",
+        "a00.png,",
+    ]
+    assert "38 more" in lines[first + 2]
+    assert {line.split()[0] for line in lines[1:3]} == {"z.jsonl", "zz.md"}

@@ -14,6 +14,7 @@ from forgellm.paths import Workspace, find_workspace
 
 _ROWS_SHOWN = 20
 _BAR = 30
+_ADDRESS = "e-mail address"
 
 
 def run_task(args: argparse.Namespace) -> int:
@@ -68,7 +69,8 @@ def _show_inspection(report: dict[str, Any]) -> None:
             f"{about}{file['tokens']:,}",
             file["language"] or "-",
         )
-        for file in report["files"]
+        # What gave nothing first, then what weighs most.
+        for file in sorted(report["files"], key=lambda file: (file["items"] > 0, -file["tokens"]))
     ]
     _table(titles, rows, right=titles[1:5])
     _show_skipped(report)
@@ -151,7 +153,10 @@ def _show_preparation(report: dict[str, Any]) -> None:
     kinds = Counter(item["kind"].replace("_", " ") for item in report["removals"])
     rows = [
         (item["id"], item["kind"].replace("_", " "), item["source"], item["reason"], item["text"])
-        for item in report["removals"]
+        # Whole texts first, then the most lines.
+        for item in sorted(
+            report["removals"], key=lambda item: (bool(item["lines"]), -len(item["lines"]))
+        )
     ]
     _table(("ID", "REMOVED", "FROM", "WHY", "TEXT"), rows)
     _say(
@@ -161,11 +166,7 @@ def _show_preparation(report: dict[str, Any]) -> None:
     if kinds:
         _say(_counts("Removed", kinds))
         _say(f"  undo: forgellm data restore {report['name']} ID...   (or --all)")
-    flags = [
-        (f"{flag['source']}, line {flag['line']}", flag["kind"], flag["value"])
-        for flag in report["flags"]
-    ]
-    if flags:
+    if flags := _flag_rows(report["flags"]):
         _say(
             f"Likely secrets and addresses: {report['num_flags']:,}, masked only if --mask says so"
         )
@@ -177,19 +178,40 @@ def _show_preparation(report: dict[str, Any]) -> None:
     )
 
 
-def _show_skipped(report: dict[str, Any]) -> None:
-    rows = [
-        (item["source"], item["reason"] + (f" ({item['rows']} rows)" if item["rows"] else ""))
-        for item in report["skipped"]
+def _flag_rows(flags: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """A row for each file and kind, keys and passwords before addresses, of which there are many."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for flag in flags:
+        groups.setdefault((flag["kind"], flag["source"]), []).append(flag)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0] == _ADDRESS, -len(item[1])))
+    return [
+        (
+            f"{source}, line {found[0]['line']}"
+            + (f" and {len(found) - 1:,} more" if len(found) > 1 else ""),
+            kind,
+            found[0]["value"],
+        )
+        for (kind, source), found in ordered
     ]
-    _table(("SKIPPED", "WHY"), rows)
+
+
+def _show_skipped(report: dict[str, Any]) -> None:
+    _table(("SKIPPED", "WHY"), _reason_rows(report["skipped"]))
     if report.get("in_a_run"):
         return  # which says it too, with what the chat template does not show
-    notes = [
-        (item["source"], f"{item['reason']} ({item['rows']:,} rows)")
-        for item in report.get("notes", [])
+    _table(("PARTLY USED", "WHAT IS NOT"), _reason_rows(report.get("notes", [])))
+
+
+def _reason_rows(items: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The same reason once, the worst first."""
+    from forgellm.data.documents import Skipped
+    from forgellm.data.left_out import reasons_of
+
+    reasons = reasons_of(Skipped(**item) for item in items)
+    return [
+        (reason.where, reason.reason + (f" ({reason.rows:,} rows)" if reason.rows else ""))
+        for reason in reasons
     ]
-    _table(("PARTLY USED", "WHAT IS NOT"), notes)
 
 
 def _counts(title: str, counts: dict[str, int]) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
-_COLUMN_ROLES = ("messages", "user", "assistant", "system")
+from forgellm.schema.preparation import DataKind
+from forgellm.schema.recipe import ColumnRole
+
+_COLUMN_ROLES = get_args(ColumnRole)
 
 
 def add_preparation(commands: argparse._SubParsersAction[Any]) -> None:
@@ -25,7 +28,7 @@ def add_preparation(commands: argparse._SubParsersAction[Any]) -> None:
             "--max-seq-length",
             type=_number(int, 8, 8192),
             metavar="N",
-            help="conversations beyond it are cut (default: 2048)",
+            help="conversations and pairs beyond it are cut (default: 2048)",
         )
     command = _command(commands, "dedup", "list duplicates and near duplicates; removes nothing")
     _add_similarity(command)
@@ -87,7 +90,7 @@ def _command(
     command.add_argument(
         "--as",
         dest="kind",
-        choices=("documents", "conversations"),
+        choices=get_args(DataKind),
         help="what it holds (default: found out from its first rows)",
     )
     command.add_argument(
@@ -96,7 +99,7 @@ def _command(
         type=_column,
         action="append",
         metavar="ROLE=NAME",
-        help="which column of a conversation is messages, user, assistant or system",
+        help=f"which column is {', '.join(_COLUMN_ROLES)}; can be repeated",
     )
     command.add_argument("--json", action="store_true", help="machine-readable output")
     return command

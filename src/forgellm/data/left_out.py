@@ -37,17 +37,20 @@ class Reason:
     sources: list[str] = field(default_factory=list)
     rows: int = 0
 
-    def __str__(self) -> str:
+    @property
+    def where(self) -> str:
         names = ", ".join(self.sources[:_SOURCES_TOLD])
         more = len(self.sources) - _SOURCES_TOLD
-        where = f"{names} and {more:,} more" if more > 0 else names
+        return f"{names} and {more:,} more" if more > 0 else names
+
+    def __str__(self) -> str:
         if self.rows:
             what = "1 row" if self.rows == 1 else f"{self.rows:,} rows"
         elif len(self.sources) == 1:
-            return f"{where}: {self.reason}"
+            return f"{self.where}: {self.reason}"
         else:
             what = f"{len(self.sources):,} files"
-        return f"{what}: {self.reason} ({where})"
+        return f"{what}: {self.reason} ({self.where})"
 
 
 def worst_first(items: Iterable[Skipped]) -> list[Skipped]:

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from forgellm.schema.recipe import ColumnRole
 from forgellm.schema.reply import Item, Reply
 from forgellm.schema.request import Request
 
-DataKind = Literal["documents", "conversations"]
+DataKind = Literal["documents", "conversations", "pairs"]
 Maskable = Literal["secrets", "emails"]
-ColumnRole = Literal["messages", "user", "assistant", "system"]
 
 
 class DatasetRequest(Request):
@@ -19,7 +19,8 @@ class DatasetRequest(Request):
         None, description="What the dataset holds; null finds out from its first rows."
     )
     columns: dict[ColumnRole, str] | None = Field(
-        None, description="Which column of a conversation holds what, where names are unusual."
+        None,
+        description="Which column of a conversation or a pair holds what, where names are unusual.",
     )
 
 
@@ -34,7 +35,10 @@ class InspectRequest(DatasetRequest, json_schema_extra={"examples": [_INSPECT]})
         description="Whose tokenizer counts; default the latest run's model, else any.",
     )
     max_seq_length: int = Field(
-        2048, ge=8, le=8192, description="Conversations that are longer lose their last turns."
+        2048,
+        ge=8,
+        le=8192,
+        description="Conversations that are longer lose their last turns, pairs their first.",
     )
 
 
@@ -107,7 +111,7 @@ class PreparationReply(Reply):
     settings: dict[str, Any]
     fingerprint: str = Field(description="Of the prepared files: names and contents.")
     original_fingerprint: str
-    num_read: int = Field(description="Documents or conversations in the dataset.")
+    num_read: int = Field(description="Documents, conversations or pairs in the dataset.")
     num_written: int
     num_skipped: int
     num_flags: int = Field(description="Likely secrets and e-mail addresses.")

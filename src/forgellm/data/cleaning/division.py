@@ -113,8 +113,8 @@ class _Parts:
     def note(self, kind: DataKind) -> str:
         if self._tail:
             return "There is a single document: about its last part is held out."
-        if kind == "conversations":
-            return "A run splits conversations by their tokens, so it may choose others."
+        if kind != "documents":
+            return f"A run splits {kind} by their tokens, so it may choose others."
         return ""
 
     def _items(self, belongs: Callable[[int], bool]) -> Iterator[Item]:

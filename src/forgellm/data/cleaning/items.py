@@ -1,4 +1,4 @@
-"""The documents or conversations of a dataset, one at a time, and what could not be read of it."""
+"""The documents, conversations or pairs of a dataset, one at a time, and what could not be read of it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 import orjson
 
 from forgellm.data.chat.files import ROW_READERS
-from forgellm.data.chat.rows import Conversation, RowRefused, conversation_of
+from forgellm.data.chat.pairs import pair_of
+from forgellm.data.chat.rows import RowRefused, conversation_of
+from forgellm.data.chat.template import Turn
 from forgellm.data.documents import DatasetFile, ReadReport, Skipped, dataset_files, read_file
+from forgellm.data.left_out import as_lines, in_words
 from forgellm.data.readers import TEXT_FIELDS
 from forgellm.data.reading.reader import Unreadable, reason_of
 from forgellm.errors import DataError, DiskFull
@@ -33,12 +36,12 @@ _MAX_DEPTH = 100  # what goes through a row calls itself for each level
 
 
 class Item(NamedTuple):
-    """A document, or a conversation.
+    """A document, a conversation, or a pair of answers.
 
     Attributes:
         number: which row, line or message of the file, where it holds several.
-        text: the document, or what is said in the conversation, a line for each turn.
-        row: as it was read, of a conversation alone.
+        text: the document, or what is said, a line for each turn; of a pair both answers.
+        row: as it was read, of conversations and pairs alone.
     """
 
     file: str
@@ -61,7 +64,8 @@ class Reading:
     """A dataset folder as it is gone through.
 
     Attributes:
-        columns: which column of a row holds what, where names are unusual; see `conversation_of`.
+        columns: which column of a row holds what, where names are unusual; see `conversation_of`
+            and `pair_of`.
         report: filled as items are read.
     """
 
@@ -72,9 +76,9 @@ class Reading:
 
     @classmethod
     def of(cls, folder: Path, kind: DataKind | None, columns: Columns | None = None) -> Reading:
-        """`kind` None finds out whether the folder holds documents or conversations."""
+        """`kind` None finds out what the folder holds."""
         listing = dataset_files(folder)
-        found = kind or ("conversations" if columns else _kind_of(listing.files))
+        found = kind or (_kind_named(columns) if columns else _kind_of(listing.files))
         return cls(listing.files, found, columns, ReadReport(skipped=list(listing.skipped)))
 
     def items(self, on_progress: OnProgress, task: str) -> Iterator[Item]:
@@ -82,22 +86,27 @@ class Reading:
         total = sum(file.size_bytes for file in self.files) or 1
         done = 0
         for file in self.files:
-            read = _conversations if self.kind == "conversations" else _documents
-            for number, item in enumerate(read(file, self.report, self.columns)):
+            for number, item in enumerate(self._read(file)):
                 if number % _TOLD_EVERY == 0:
                     on_progress(done / total, task)
                 yield item
             done += file.size_bytes
             on_progress(done / total, task)
 
+    def _read(self, file: DatasetFile) -> Iterator[Item]:
+        if self.kind == "documents":
+            return _documents(file, self.report)
+        return _rows(file, self.kind, self.report, self.columns)
+
     def require_items(self, count: int) -> None:
         """Raises DataError if there were none."""
         if count == 0:
-            skipped = [f"{item.source}: {item.reason}" for item in self.report.skipped[:20]]
+            told = in_words(self.report.skipped)
             raise DataError(
-                f"No {self.kind} were found in the dataset",
+                f"No {self.kind} were found in the dataset"
+                + (f". Left out: {told}" if told else ""),
                 suggestion="See what was skipped: forgellm data inspect NAME",
-                details={"skipped": skipped},
+                details={"skipped": as_lines(self.report.skipped)},
             )
 
 
@@ -161,7 +170,7 @@ def _strings(row: Any) -> Iterator[str]:
 
 
 def _kind_of(files: Sequence[DatasetFile]) -> DataKind:
-    """Conversations, if one of the first rows of some file is one and not a document."""
+    """Pairs or conversations, if one of the first rows of some file is one and not a document."""
     rows = [file for file in files if file.path.suffix.lower() in ROW_READERS]
     for file in rows[:_FILES_LOOKED_AT]:
         reader = ROW_READERS[file.path.suffix.lower()](file.path, lambda reason, number: None)
@@ -169,32 +178,38 @@ def _kind_of(files: Sequence[DatasetFile]) -> DataKind:
             for _, row in islice(reader, _ROWS_LOOKED_AT):
                 if _is_document(row):
                     continue
-                try:
-                    conversation_of(row)
-                except RowRefused:
-                    continue
-                return "conversations"
+                for kind, parse in _PARSERS.items():
+                    try:
+                        parse(row, None)
+                    except RowRefused:
+                        continue
+                    return kind
         except (Unreadable, UnicodeDecodeError, OSError):
             continue
     return "documents"
+
+
+def _kind_named(columns: Columns) -> DataKind:
+    return "pairs" if {"chosen", "rejected"} & columns.keys() else "conversations"
 
 
 def _is_document(row: Any) -> bool:
     return isinstance(row, dict) and any(str(name).lower() in TEXT_FIELDS for name in row)
 
 
-def _documents(file: DatasetFile, report: ReadReport, columns: Columns | None) -> Iterator[Item]:
+def _documents(file: DatasetFile, report: ReadReport) -> Iterator[Item]:
     for document in read_file(file, report):
         number = document.source[len(file.name) + 1 :]
         yield Item(file.name, int(number) if number else None, document.text)
 
 
-def _conversations(
-    file: DatasetFile, report: ReadReport, columns: Columns | None
+def _rows(
+    file: DatasetFile, kind: DataKind, report: ReadReport, columns: Columns | None
 ) -> Iterator[Item]:
+    """The conversations or pairs of a file."""
     reader = ROW_READERS.get(file.path.suffix.lower())
     if reader is None:
-        report.skipped.append(Skipped(file.name, "holds no conversations"))
+        report.skipped.append(Skipped(file.name, f"holds no {kind}"))
         return
     skipped: dict[str, tuple[int, int]] = {}  # reason -> (first row, how many)
 
@@ -210,12 +225,11 @@ def _conversations(
                 skip("nested too deeply", number)
                 continue
             try:
-                conversation = conversation_of(row, columns)
-                text = _said(conversation)
+                text, row_notes = _PARSERS[kind](row, columns)
             except RowRefused as error:
                 skip(str(error), number)
                 continue
-            notes.update(conversation.notes)
+            notes.update(row_notes)
             report.documents += 1
             report.text_bytes += len(text.encode())
             yield Item(file.name, number, text, row)
@@ -238,10 +252,30 @@ def _depth(value: Any, limit: int) -> int:
     return 1 + max((_depth(item, limit - 1) for item in inner), default=0)
 
 
-def _said(conversation: Conversation) -> str:
+def _conversation(row: Any, columns: Columns | None) -> tuple[str, Sequence[str]]:
+    found = conversation_of(row, columns)
+    return _said(found.turns), found.notes
+
+
+def _pair(row: Any, columns: Columns | None) -> tuple[str, Sequence[str]]:
+    """What both answer, then the chosen answer, then the rejected one."""
+    found = pair_of(row, columns)
+    turns = found.chosen.turns + found.rejected.turns[found.num_shared :]
+    notes = dict.fromkeys((*found.notes, *found.chosen.notes, *found.rejected.notes))
+    return _said(turns), tuple(notes)
+
+
+# What a row of a kind says and what of it is not used. Pairs first: some come with a conversation.
+_PARSERS: dict[DataKind, Callable[[Any, Columns | None], tuple[str, Sequence[str]]]] = {
+    "pairs": _pair,
+    "conversations": _conversation,
+}
+
+
+def _said(turns: Sequence[Turn]) -> str:
     """What is said, and which tools are called."""
     lines = []
-    for turn in conversation.turns:
+    for turn in turns:
         lines.append(str(turn.get("content") or ""))
         if calls := turn.get("tool_calls"):
             lines.append(orjson.dumps(calls, default=str).decode())

@@ -34,6 +34,7 @@ from forgellm.data.cleaning.manifest import (
 from forgellm.data.cleaning.output import Output
 from forgellm.data.cleaning.sensitive import Finding, findings
 from forgellm.data.documents import dataset_fingerprint
+from forgellm.data.left_out import worst_first
 from forgellm.errors import Conflict, InvalidRequest, NotFound
 from forgellm.schema.preparation import PrepareRequest, SplitRequest
 
@@ -68,7 +69,7 @@ def prepare(
             for item in cleaner.kept(cleaned, duplicates, on_progress):
                 output.write(item)
                 manifest.num_written += 1
-        manifest.skipped = [asdict(item) for item in reading.report.skipped]
+        manifest.skipped = [asdict(item) for item in worst_first(reading.report.skipped)]
         manifest.fingerprint = dataset_fingerprint(work)
         split = SplitRequest(
             kind=reading.kind,

@@ -16,6 +16,7 @@ from forgellm.data.cleaning.duplicates import normalised_hash
 from forgellm.data.cleaning.items import Item, OnProgress, Reading
 from forgellm.data.cleaning.language import language_of
 from forgellm.data.cleaning.sensitive import findings
+from forgellm.data.left_out import worst_first
 from forgellm.data.long_text import split_text
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.errors import ConfigError
@@ -30,7 +31,7 @@ _PIECE_CHARACTERS = 100_000
 
 @dataclass
 class FileSurvey:
-    """`items` are documents or conversations, `language` is that of most of them."""
+    """`items` are documents, conversations or pairs, `language` is that of most of them."""
 
     name: str
     type: str
@@ -61,7 +62,7 @@ class Survey:
         exact_duplicates: items whose text came before.
         findings: likely secrets and addresses by kind.
         notes: what of the rows is not used, such as columns that no known shape has.
-        in_a_run: of conversations, with a model: what a run would use, cut and skip.
+        in_a_run: of conversations and pairs, with a model: what a run would use, cut and skip.
     """
 
     kind: DataKind
@@ -125,16 +126,17 @@ def survey(
     ]
     found.languages = dict(sum(languages.values(), Counter()).most_common())
     found.findings = dict(kinds.most_common())
-    found.skipped = [asdict(item) for item in reading.report.skipped]
+    found.skipped = [asdict(item) for item in worst_first(reading.report.skipped)]
     found.num_skipped = len(found.skipped)
-    found.notes = [asdict(item) for item in reading.report.notes]
-    if reading.kind == "conversations" and tokenizer is not None:
-        found.in_a_run = _in_a_run(folder, wanted, tokenizer, cache, on_progress)
+    found.notes = [asdict(item) for item in worst_first(reading.report.notes)]
+    if reading.kind != "documents" and tokenizer is not None:
+        found.in_a_run = _in_a_run(folder, reading.kind, wanted, tokenizer, cache, on_progress)
     return found
 
 
 def _in_a_run(
     folder: Path,
+    kind: DataKind,
     wanted: InspectRequest,
     tokenizer: Tokenizer,
     cache: Path,
@@ -145,7 +147,7 @@ def _in_a_run(
         {
             "model_name": "any",
             "dataset": folder.name,
-            "training_type": "ift",
+            "training_type": "dpo" if kind == "pairs" else "ift",
             "columns": wanted.columns,
         }
     )
@@ -168,8 +170,8 @@ def _in_a_run(
         "tokens": len(store.tokens),
         "learned_tokens": learned,
         "num_skipped": len(store.report.skipped),
-        "skipped": [asdict(item) for item in store.report.skipped],
-        "notes": [asdict(item) for item in store.report.notes],
+        "skipped": [asdict(item) for item in worst_first(store.report.skipped)],
+        "notes": [asdict(item) for item in worst_first(store.report.notes)],
     }
 
 

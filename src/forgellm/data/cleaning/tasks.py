@@ -15,6 +15,7 @@ from forgellm.data.cleaning.orders import Order, Task, against_files
 from forgellm.data.cleaning.preparation import prepare, restore
 from forgellm.data.cleaning.survey import survey
 from forgellm.data.datasets import find_dataset
+from forgellm.data.left_out import worst_first
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.paths import Workspace
 from forgellm.schema.preparation import (
@@ -86,7 +87,7 @@ def _dedup(order: Order, on_progress: OnProgress) -> Report:
             for item in found
         ],
         "num_skipped": len(reading.report.skipped),
-        "skipped": [asdict(item) for item in reading.report.skipped],
+        "skipped": [asdict(item) for item in worst_first(reading.report.skipped)],
     }
 
 
