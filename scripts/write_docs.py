@@ -99,6 +99,8 @@ def _one_kind(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema["type"] == "array":
         return "a list of names"
+    if schema["type"] == "object":
+        return "a map of " + ", ".join(f"`{role}`" for role in schema["propertyNames"]["enum"])
     if schema["type"] in ("string", "boolean"):
         return {"string": "text", "boolean": "`true`, `false`"}[schema["type"]]
     form, number = (",", "whole number") if schema["type"] == "integer" else ("g", "number")
@@ -110,9 +112,12 @@ def _default(name: str) -> str:
     field = Recipe.model_fields[name]
     if field.is_required():
         return "required"
-    if field.default is None:
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if default is None or default == "":
         return "see meaning"
-    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+    if default == []:
+        return "none"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
 # --- error codes ------------------------------------------------------------------------------

@@ -77,8 +77,9 @@ def _nodes(commands: tuple[str, ...], parser: argparse.ArgumentParser) -> Iterat
 def _choices(action: argparse.Action) -> list[str]:
     if action.choices:
         return [str(choice) for choice in action.choices]
-    metavar = action.metavar if isinstance(action.metavar, str) else ""
-    return metavar.split("|") if "|" in metavar else []
+    shown = action.metavar[0] if isinstance(action.metavar, tuple) else action.metavar or ""
+    # In capitals stands what the user names.
+    return [word for word in shown.split("|") if not word.isupper()] if "|" in shown else []
 
 
 def _bash(nodes: list[_Node]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
-import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from forgellm.errors import InvalidRequest, TrainingAlreadyRunning
+from forgellm.errors import ConfigError, InvalidRequest, TrainingAlreadyRunning
 from forgellm.paths import Workspace, find_workspace
 from forgellm.schema.chain import StageRecipe, parse_stages
 from forgellm.schema.recipe import MACHINE_FIELDS, Recipe, parse_recipe
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from forgellm.runs.store import Run
 
-# Lists of texts that may hold a comma: the flag is given once for each.
-_ONE_A_FLAG = ("probe_files", "general_files", "sample_prompts")
+# Lists of texts that may hold a comma. The values of others may also be separated by commas.
+_WITH_COMMAS = ("probe_files", "general_files", "sample_prompts")
 _WAIT_SECONDS = 2.0
 
 
@@ -47,8 +47,15 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
             fields.add_argument(
                 *flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text
             )
-        elif name in _ONE_A_FLAG:
-            fields.add_argument(*flags, dest=name, action="append", metavar="TEXT", help=text)
+        elif _kinds_of(field.annotation) & {list, dict}:
+            fields.add_argument(
+                *flags,
+                dest=name,
+                nargs="+",
+                action="extend",
+                metavar=_metavars(field.annotation),
+                help=text,
+            )
         else:
             fields.add_argument(*flags, dest=name, metavar=_metavar(field.annotation), help=text)
     parser.set_defaults(run=run)
@@ -167,16 +174,33 @@ def stages_from(config: Path | None, given: dict[str, Any]) -> tuple[str, list[S
 
 
 def _fields_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Flags whose text stands for more than one value, taken apart."""
-    if isinstance(given.get("lora_target"), str) and "," in given["lora_target"]:
-        given["lora_target"] = given["lora_target"].split(",")
-    for name in ("report_to", "hosts"):
-        if isinstance(given.get(name), str):
-            given[name] = given[name].split(",")
-    if isinstance(given.get("columns"), str):
-        pairs = [part.partition("=") for part in given["columns"].split(",")]
-        given["columns"] = {name.strip(): column.strip() for name, _, column in pairs}
-    return given
+    """What flags with several values stand for. Raises ConfigError."""
+    return {name: _value_of(name, value) for name, value in given.items()}
+
+
+def _value_of(name: str, given: Any) -> Any:
+    kinds = _kinds_of(Recipe.model_fields[name].annotation)
+    if not isinstance(given, list):
+        return given
+    if dict in kinds:
+        return _mapping_of(name, given)
+    if name in _WITH_COMMAS:
+        return given
+    values = [part.strip() for text in given for part in text.split(",") if part.strip()]
+    # A word that stands for a list of its own.
+    return values[0] if len(values) == 1 and values[0] in kinds else values
+
+
+def _mapping_of(name: str, given: list[str]) -> dict[str, str]:
+    """Of `ROLE=NAME`, with a comma between several in one text; the names may hold commas too."""
+    found: dict[str, str] = {}
+    for text in given:
+        for part in re.split(r",\s*(?=[a-z]+=)", text):
+            key, equals, value = part.partition("=")
+            if not equals or not value.strip():
+                raise ConfigError.one(name, f"{part[:40]!r} is not of the form ROLE=NAME")
+            found[key.strip()] = value.strip()
+    return found
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -208,13 +232,37 @@ def new_run(workspace: Workspace, recipe: Recipe) -> Any:
             time.sleep(_WAIT_SECONDS)
 
 
+def _metavars(annotation: Any) -> tuple[str, str]:
+    """Of the first value of a list or a map, and of those that follow."""
+    first = _metavar(annotation)
+    return first, "NAME" if "|" in first else first
+
+
 def _metavar(annotation: Any) -> str:
     """What a flag's help shows for its value."""
-    options = [a for a in get_args(annotation) if a is not types.NoneType]
-    choices = [o for o in options if isinstance(o, str)]
-    for option in options:
-        choices += [c for c in get_args(option) if isinstance(c, str)]
-    if choices:
-        return "|".join(choices)
-    kind = annotation if isinstance(annotation, type) else options[0] if options else str
-    return {int: "N", float: "X"}.get(kind, "TEXT")
+    kinds = _kinds_of(annotation)
+    if dict in kinds:
+        return "ROLE=NAME"
+    if words := _words_of(annotation):
+        is_open = list in kinds and not kinds.isdisjoint(words)
+        return "|".join([*words, "NAME"] if is_open else words)
+    return next((shown for kind, shown in ((int, "N"), (float, "X")) if kind in kinds), "TEXT")
+
+
+def _kinds_of(annotation: Any) -> set[Any]:
+    """The types of a field's values without those inside of lists, a word of a choice as itself."""
+    if get_origin(annotation) in (list, dict):
+        return {get_origin(annotation)}
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return _kinds_of(get_args(annotation)[0])
+    parts = get_args(annotation)
+    return set().union(*map(_kinds_of, parts)) if parts else {annotation}
+
+
+def _words_of(annotation: Any) -> list[str]:
+    """The words of a choice in the order in which the schema has them."""
+    if get_origin(annotation) is Literal:
+        return [*get_args(annotation)]
+    return [word for part in get_args(annotation) for word in _words_of(part)]
