@@ -304,3 +304,18 @@ def test_read_header_lists_every_tensor(tmp_path: Path) -> None:
     tensors = read_header(folder / "model.safetensors")
     assert tensors["model.layers.0.mlp.up_proj.weight"].shape == (16, 8)
     assert sum(info.num_bytes for info in tensors.values()) == (80 + 80 + 128) * 2
+
+
+def test_a_link_out_of_the_workspace_is_told_to_the_user_of_the_machine_alone(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    workspace.base_models.mkdir(parents=True, exist_ok=True)
+    (workspace.base_models / "linked").symlink_to(tmp_path / "disk")
+    with pytest.raises(ModelNotFound) as caught:
+        find_model("linked", workspace, allow_absolute=True)
+    assert "a link" in caught.value.details["searched_paths"][0]
+    assert "--model /FOLDER" in caught.value.suggestion
+    with pytest.raises(ModelNotFound) as caught:
+        find_model("linked", workspace)
+    assert "a link" not in str(caught.value.details) + caught.value.suggestion

@@ -69,6 +69,13 @@ def _locate(name: str, workspace: Workspace, allow_absolute: bool) -> tuple[str,
         folder = _folder_in_workspace(name, workspace, below)
         if folder is not None and _is_complete(folder, place, searched):
             return _in_workspace(folder, workspace)
+        if folder is None and allow_absolute and is_hub_id(name) and (below / name).is_symlink():
+            raise ModelNotFound(
+                name,
+                [f"{place} (a link that leads out of the workspace, or to no model)"],
+                suggestion="Such links are not followed. Name the folder itself (--model /FOLDER), "
+                "or mount it there.",
+            )
         if folder is None:
             searched.append(place)
     snapshot = find_snapshot(name) if is_hub_id(name) else None
