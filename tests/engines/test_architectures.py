@@ -143,6 +143,24 @@ def test_what_lora_leaves_out_is_told(tmp_path: Path) -> None:
     assert chosen.warnings == []
 
 
+def test_mlx_says_before_it_trains_what_it_could_not_publish(tmp_path: Path) -> None:
+    experts = build_architecture(tmp_path / "m", "qwen3_moe")
+    [warning] = make_engine("mlx", experts).warnings
+    assert "not published" in warning
+    llama = build_architecture(tmp_path / "l", "llama")
+    for kind in ("lora", "full"):
+        assert make_engine("mlx", llama, fine_tune_type=kind).warnings == []
+    with pytest.raises(UnsupportedModel, match="lays its weights out anew"):
+        check_publishing("mlx", experts, tmp_path, fine_tune_type="full")
+
+
+@pytest.mark.parametrize("name", ["llama", "cohere2", "gemma3_text", "olmo2", "qwen3_moe"])
+def test_mlx_trains_and_answers_as_transformers_computes(tmp_path: Path, name: str) -> None:
+    folder = build_architecture(tmp_path / name, name)
+    check_training("mlx", folder)
+    check_answers("mlx", folder)
+
+
 def test_layers_in_attention_are_found_whatever_they_are_called(tmp_path: Path) -> None:
     for name, layer in (("gpt2", "attn.c_proj"), ("gpt_neox", "attention.dense")):
         folder = build_architecture(tmp_path / name, name)

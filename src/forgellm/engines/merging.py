@@ -115,6 +115,14 @@ def is_renamed(file: Path, tensors: Mapping[str, Tensor], model_path: Path) -> b
     return any(not _stored_names(layer, stored) for layer in by_layer(file, tensors))
 
 
+def not_stored(names: Iterable[str], model_path: Path) -> list[str]:
+    """Those weights of a model in memory that its files hold under another name, or otherwise."""
+    stored = [name for part in weight_files(model_path) for name in read_header(part)]
+    known = set(stored)
+    weights = (name.removesuffix(".weight") for name in names if name not in known)
+    return [name for name in weights if not _stored_names(name, stored)]
+
+
 def _stored_name(layer: str, stored: list[str]) -> str:
     """The tensor that holds a layer's weight. Raises UnsupportedModel."""
     found = _stored_names(layer, stored)

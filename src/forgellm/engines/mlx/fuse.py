@@ -19,6 +19,7 @@ from forgellm.engines.base import Agreement, WeightChange
 from forgellm.engines.mlx import load
 from forgellm.engines.mlx.adapters import attach_adapter, merged_weight, read_adapter
 from forgellm.engines.mlx.tensor_files import Tensors, save_tensors
+from forgellm.errors import UnsupportedModel
 
 _QUANTISED_PARTS = ("scales", "biases")
 
@@ -36,6 +37,8 @@ class MlxFuseEngine:
         dtype: str | None = None,
     ) -> None:
         is_full = weights.is_dir()
+        if is_full:
+            _require_names_of_files(weights, model_path)
         source = weights if is_full else model_path
         base = _BaseWeights(source)
         if is_full and dtype is None:
@@ -87,6 +90,18 @@ class MlxFuseEngine:
         del model
         found = _log_probs(load.load_model(fused, place.dtype)[0], prompts)
         return merging.agreement_of(expected, found, place.dtype_name)
+
+
+def _require_names_of_files(weights: Path, model_path: Path) -> None:
+    """Raises UnsupportedModel where a full checkpoint is laid out as mlx-lm computes, and not as the
+    base's files are, which other programs read."""
+    names = [name for file in weight_files(weights) for name in read_header(file)]
+    if absent := merging.not_stored(names, model_path):
+        raise UnsupportedModel(
+            f"The checkpoint cannot be published: the base's files have no {absent[0]}, as mlx-lm "
+            "lays its weights out anew.",
+            suggestion="Answer from the checkpoint with the MLX engine, or train with torch.",
+        )
 
 
 class _BaseWeights:

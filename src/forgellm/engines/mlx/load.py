@@ -165,7 +165,7 @@ def _computes_the_same(split: SplitModel) -> bool:
         whole = split.model(tokens).astype(mx.float32)
         parts = split.head(split.trunk(tokens, None)).astype(mx.float32)
         return whole.shape == parts.shape and bool(mx.allclose(whole, parts, rtol=1e-2, atol=1e-2))
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, IndexError):
         return False
 
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from forgellm.data.batches import Batch, PairBatch
-from forgellm.engines import adapter
+from forgellm.engines import adapter, merging
 from forgellm.engines.base import EngineInfo, StepMetrics
 from forgellm.engines.layers import last_blocks, layer_index
 from forgellm.engines.mlx import adapters, checkpoint, load, memory, optimizer
@@ -72,7 +72,7 @@ class MlxTrainEngine:
         self.model.train()
         self._compile()
         self.info = self._describe(num_parameters)
-        self.warnings: list[str] = []
+        self.warnings = self._what_stays_here()
         self._grads: Tensors | None = None
         self._pending_terms = self._num_terms = self._num_tokens = 0
         self._totals, self._grad_norm = mx.zeros(1), mx.array(0.0)
@@ -304,6 +304,19 @@ class MlxTrainEngine:
         if self._lora is not None:
             return adapters.add_lora(self.model, self._lora, self._recipe.seed)
         return []
+
+    def _what_stays_here(self) -> list[str]:
+        """That what is learned cannot be published, where mlx-lm lays weights out anew."""
+        names = [f"{layer}.weight" for layer in self._layer_names] or list(self.params)
+        absent = merging.not_stored(names, self._model_path)
+        if not absent:
+            return []
+        return [
+            f"What is learned of {absent[0]}"
+            + (f" and {len(absent) - 1} more" if len(absent) > 1 else "")
+            + " can be used by the MLX engine but not published: mlx-lm lays these weights out "
+            "otherwise than the model's files. The torch engine can publish it."
+        ]
 
     def _trainable(self) -> Tensors:
         if self._lora is not None:
