@@ -125,7 +125,14 @@ def _plain(why: str) -> str:
     """A reason without what differs between machines or is a figure of chance."""
     import re
 
+    if re.search(r"Model type .* not supported", why):
+        return "mlx-lm has no such model"
+    if "missing" in why and "positional argument" in why:
+        return "mlx-lm wants fields that config.json has not as transformers 5 writes it; older may"
+    why = re.sub(r"(they lack|place for:|tensor for:?) .*", r"\1 some weights", why)
+    why = re.sub(r"have no model[^,]*", "have not some weights", why)
     why = re.sub(r"[-\d.]*\d+\.\d+(e-?\d+)?", "N", why)
+    why = re.sub(r" \((\[|'PackedCache').*\)", "", why)
     why = re.sub(r"\[[^\]]*\]", "[...]", why)
     return re.sub(r"\b\w+(ForCausalLM|LMHeadModel)\b", "the model", why).rstrip(".")[:200]
 

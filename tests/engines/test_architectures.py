@@ -161,6 +161,11 @@ def test_mlx_trains_and_answers_as_transformers_computes(tmp_path: Path, name: s
     check_answers("mlx", folder)
 
 
+def test_a_library_that_wants_to_exit_is_a_refusal(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="a package that is not here"):
+        make_engine("mlx", build_architecture(tmp_path / "olmo", "olmo"))
+
+
 def test_layers_in_attention_are_found_whatever_they_are_called(tmp_path: Path) -> None:
     for name, layer in (("gpt2", "attn.c_proj"), ("gpt_neox", "attention.dense")):
         folder = build_architecture(tmp_path / name, name)

@@ -77,7 +77,12 @@ def load_model(folder: Path, dtype: mx.Dtype) -> tuple[nn.Module, dict[str, Any]
         model, config = load_mlx_lm(folder, lazy=True, model_config=rope)
         model.set_dtype(dtype)
         mx.eval(model.parameters())
-    except (ValueError, KeyError, OSError, TypeError, AttributeError, RuntimeError) as error:
+    except SystemExit as error:  # as mlx-lm ends where OLMo's own package is not installed
+        raise UnsupportedModel(
+            "The model cannot be loaded: mlx-lm's code for it asks for a package that is not here",
+            suggestion="Use the torch engine.",
+        ) from error
+    except (ValueError, LookupError, OSError, TypeError, AttributeError, RuntimeError) as error:
         _require_whole(str(error))
         raise UnsupportedModel(
             f"The model cannot be loaded: {_first_line(error)}",
@@ -131,7 +136,13 @@ def split_model(model: nn.Module) -> SplitModel:
 
 def vocab_size(split: SplitModel) -> int:
     """Width of the logits, which may be more than the tokenizer has tokens."""
-    return int(split.head(split.trunk(mx.array([[0]]), None)).shape[-1])
+    try:
+        return int(split.head(split.trunk(mx.array([[0]]), None)).shape[-1])
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise UnsupportedModel(
+            f"mlx-lm's code for this model fails: {_first_line(error)}",
+            suggestion="Use the torch engine.",
+        ) from error
 
 
 class _AfterTrunk:
