@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from forgellm.data.chat.files import read_jsonl
 from forgellm.data.chat.rows import Conversation, conversation_of
 from forgellm.data.overlap import words_of
+from forgellm.data.reading.json_rows import read_jsonl
 from forgellm.demo.lessons import CONVERSATIONS
 from forgellm.demo.measure import PROBES
 from forgellm.evaluation.probe_files import Probe, read_probes

@@ -72,7 +72,7 @@ def test_what_is_left_out_is_reported(tmp_path: Path) -> None:
     texts, skipped, _ = read(tmp_path)
     assert list(texts) == ["good.txt"]
     assert skipped == {
-        "latin.txt": "not UTF-8, nor UTF-16 with a byte order mark",
+        "latin.txt": "not UTF-8, nor UTF-16 or UTF-32: save it as UTF-8",
         "image.png": "unsupported type",
         "noname": "unsupported type",
         "empty.txt": "empty",
@@ -114,7 +114,7 @@ def test_html_becomes_its_text(tmp_path: Path) -> None:
     by &amp; by.<br>Next line</p><ul><li>one</li><li>two</li></ul><table><tr><td>1</td><td>2</td></tr></table>
     <pre>def f():\n    return 1</pre></body></html>"""
     assert read(write(tmp_path, {"a.html": page}))[0]["a.html"] == (
-        "The mill\nIt stands by & by.\nNext line\none\ntwo\n1 2\ndef f():\n    return 1"
+        "The mill\nIt stands by & by.\nNext line\none\ntwo\n1\t2\ndef f():\n    return 1"
     )
 
 
@@ -158,7 +158,9 @@ def test_jsonl_rows_and_bad_rows(tmp_path: Path) -> None:
     texts, _, report = read(write(tmp_path, {"a.jsonl": raw}))
     assert texts == {"a.jsonl:1": ODD_TEXT, "a.jsonl:4": "b", "a.jsonl:8": "plain"}
     assert {(item.reason, item.rows) for item in report.skipped} == {
-        ("broken JSON, first at 2", 3),
+        ("broken JSON, first at 2", 1),
+        ("half of a character in it (a lone surrogate), first at 7", 1),
+        ("not UTF-8, first at 9", 1),
         ("no text field, first at 5", 1),
         ("empty, first at 6", 1),
     }
@@ -168,7 +170,7 @@ def test_csv_text_column_by_name(tmp_path: Path) -> None:
     content = 'id,Text\n1,"two ""lines""\r\nhere"\n2,b\n3\n'
     texts, skipped, _ = read(write(tmp_path, {"a.csv": content}))
     assert texts == {"a.csv:1": 'two "lines"\r\nhere', "a.csv:2": "b"}
-    assert skipped == {"a.csv": "no text field, first at 3"}
+    assert skipped == {"a.csv": "fewer cells than the header has, first at 3"}
 
 
 def test_csv_only_wordy_column(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from forgellm.data.chat.files import ROW_READERS
 from forgellm.data.documents import DatasetFile, ReadReport, read_file
 from forgellm.data.ngrams import words_of
 from forgellm.data.overlap import MIN_WORDS, HeldOut
 from forgellm.data.readers import READERS
 from forgellm.data.reading.reader import Unreadable, reason_of
+from forgellm.data.reading.row_readers import ROW_READERS
 from forgellm.errors import DataError
 
 _LINES = (".txt", ".text")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from forgellm.data.documents import DatasetFile, ReadReport, Skipped
 from forgellm.data.readers import READERS, read_plain
-from forgellm.data.reading.reader import encoding_of, reason_of
+from forgellm.data.reading.reader import HEAD_BYTES, NOT_TEXT, Unreadable, encoding_of, reason_of
 
 _LARGE_BYTES = 32_000_000
 _PART_BYTES = 1 << 20
@@ -23,9 +23,11 @@ def read_large_text(file: DatasetFile, report: ReadReport) -> Iterator[Iterator[
     try:
         text_bytes, is_blank = 0, True
         for part in _parts(file):
+            if "\0" in part:
+                raise Unreadable(NOT_TEXT)
             text_bytes += len(part.encode())
             is_blank = is_blank and part.isspace()
-    except (UnicodeDecodeError, OSError) as error:
+    except (Unreadable, UnicodeDecodeError, OSError) as error:
         report.skipped.append(Skipped(file.name, reason_of(error)))
         return
     if is_blank:
@@ -40,7 +42,7 @@ def read_large_text(file: DatasetFile, report: ReadReport) -> Iterator[Iterator[
 def _parts(file: DatasetFile) -> Iterator[str]:
     with file.path.open("rb") as stream:
         raw = stream.read(_PART_BYTES)
-        decoder = codecs.getincrementaldecoder(encoding_of(raw[:2]))()
+        decoder = codecs.getincrementaldecoder(encoding_of(raw[:HEAD_BYTES]))()
         while raw:
             if part := decoder.decode(raw):
                 yield part

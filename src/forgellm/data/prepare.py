@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forgellm.data.chat.files import ROW_READERS
 from forgellm.data.chat.format import chat_format, template_of
 from forgellm.data.chat.packing import conversations_once, packed_conversations
 from forgellm.data.chat.shapes import LABEL_NOTE
@@ -24,6 +23,7 @@ from forgellm.data.packing import PackedStream, validation_rows
 from forgellm.data.prepared import PreparedData, RowStream, Texts, TokenText
 from forgellm.data.progress import OnProgress
 from forgellm.data.readers import READERS
+from forgellm.data.reading.row_readers import ROW_READERS
 from forgellm.data.split import Split, all_documents, split_documents
 from forgellm.data.token_store import TokenStore, open_store
 from forgellm.data.tokenizer import Tokenizer

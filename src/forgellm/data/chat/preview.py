@@ -13,13 +13,13 @@ import numpy as np
 
 from forgellm.data.batches import Batch
 from forgellm.data.chat.encoding import ChatFormat, Entry, RowEncoder
-from forgellm.data.chat.files import ROW_READERS
 from forgellm.data.chat.packing import packed_conversations
 from forgellm.data.chat.pairs import row_encoder
 from forgellm.data.chat.turn_ends import turn_ends
 from forgellm.data.documents import DatasetFile, ReadReport, dataset_files
 from forgellm.data.preview import Part, Preview, Previewed, parts_of
 from forgellm.data.reading.reader import Unreadable, reason_of
+from forgellm.data.reading.row_readers import ROW_READERS
 from forgellm.data.split import split_documents
 from forgellm.data.token_store import HASH_BYTES, TokenStore
 from forgellm.data.tokenizer import Tokenizer

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 
 from forgellm.data.chat.encoding import ChatFormat, EncodedRow
-from forgellm.data.chat.files import ROW_READERS
 from forgellm.data.chat.parallel import Encode, Row, encoding
 from forgellm.data.documents import (
     DatasetFile,
@@ -22,6 +21,7 @@ from forgellm.data.documents import (
 from forgellm.data.growing_files import GrowingFiles
 from forgellm.data.progress import OnProgress, Tokenised
 from forgellm.data.reading.reader import Unreadable, reason_of
+from forgellm.data.reading.row_readers import ROW_READERS
 from forgellm.data.store_build import build_store
 from forgellm.data.token_store import (
     HASH_BYTES,

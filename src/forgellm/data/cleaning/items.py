@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from forgellm.data.chat.files import ROW_READERS
 from forgellm.data.chat.pairs import pair_of
 from forgellm.data.chat.rows import RowRefused, conversation_of
 from forgellm.data.chat.template import Turn
 from forgellm.data.documents import DatasetFile, ReadReport, Skipped, dataset_files, read_file
 from forgellm.data.left_out import as_lines, in_words
-from forgellm.data.readers import TEXT_FIELDS
+from forgellm.data.reading.json_layouts import TEXT_FIELDS
+from forgellm.data.reading.json_rows import json_line, json_value
 from forgellm.data.reading.reader import Unreadable, reason_of
+from forgellm.data.reading.row_readers import ROW_READERS
 from forgellm.errors import DataError, DiskFull
 from forgellm.schema.preparation import DataKind
 
@@ -131,8 +132,7 @@ class Spool:
 
     def add(self, item: Item) -> None:
         try:
-            self._file.write(orjson.dumps([*item], default=str, option=orjson.OPT_NON_STR_KEYS))
-            self._file.write(b"\n")
+            self._file.write(json_line([*item]) + b"\n")
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFull(
@@ -147,7 +147,7 @@ class Spool:
         for number, line in enumerate(self._file):
             if number % _TOLD_EVERY == 0:
                 on_progress(number / self._count, task)
-            yield Item(*orjson.loads(line))
+            yield Item(*json_value(line.decode()))
 
 
 def with_texts(row: Any, change: Callable[[str], str]) -> Any:

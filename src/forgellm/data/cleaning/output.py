@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-import orjson
-
 from forgellm.data.cleaning.items import Item
 from forgellm.data.documents import MANIFEST_NAME
 from forgellm.data.readers import READERS, read_plain
+from forgellm.data.reading.json_rows import json_line
 
 
 class Output:
@@ -34,9 +33,9 @@ class Output:
             self._file = item.file
             self._stream = self._open(item.file, is_rows)
         if item.row is not None:
-            line = orjson.dumps(item.row)
+            line = json_line(item.row)
         elif is_rows:
-            line = orjson.dumps({"text": item.text, "source": item.source})
+            line = json_line({"text": item.text, "source": item.source})
         else:
             self._stream.write(item.text.encode())
             return

@@ -14,9 +14,9 @@ from starlette.requests import Request
 
 from forgellm import hardware
 from forgellm.atomic import storage_errors
-from forgellm.data.chat.files import ROW_READERS
 from forgellm.data.datasets import find_dataset
 from forgellm.data.readers import READERS
+from forgellm.data.reading.row_readers import ROW_READERS
 from forgellm.errors import DiskTooSmall, InvalidRequest, PathNotFound
 from forgellm.hardware import GB
 from forgellm.paths import Workspace
