@@ -133,7 +133,7 @@ def test_the_report_says_what_was_used_cut_and_skipped(
     assert store.report.cut == 1
     reasons = {(item.source, item.reason, item.rows) for item in store.report.skipped}
     assert reasons == {
-        ("notes.md", "holds no conversations", None),
+        ("notes.md", "documents are learned with training_type cpt", None),
         ("rows.jsonl", "broken JSON, first at 2", 1),
         ("rows.jsonl", "an empty answer, first at 3", 1),
         ("rows.jsonl", "its first answer ends beyond 65 tokens, first at 5", 1),

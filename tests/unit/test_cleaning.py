@@ -205,7 +205,7 @@ def test_whether_a_folder_holds_conversations_is_found_out(tmp_path: Path) -> No
     assert reading.kind == "conversations"
     items = list(reading.items(lambda done, task: None, ""))
     assert items[-1] == Item("c.jsonl", 2, "b\nc", {"question": "b", "answer": "c"})
-    assert ("a.md", "holds no conversations") in [
+    assert ("a.md", "documents are learned with training_type cpt") in [
         (s.source, s.reason) for s in reading.report.skipped
     ]
 

@@ -115,7 +115,7 @@ def test_an_error_in_the_terminal_lists_its_details(
     assert train(workspace, "--dataset", "pictures", "--training-type", "ift") == 2
     lines = capsys.readouterr().err.splitlines()
     assert "  Left out:" in lines
-    assert "    00.jsonl: broken JSON, first at 1 (1 rows)" in lines
+    assert "    00.jsonl: broken JSON at line 1: it ends too early" in lines
     assert "    and 4 more" in lines
 
 

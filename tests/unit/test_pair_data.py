@@ -206,7 +206,10 @@ def test_the_report_says_what_was_used_cut_and_skipped(
     assert {(item["reason"], item["rows"]) for item in data.summary["skipped"]} == {
         ("its last question and answers take over 129 tokens, first at 3", 1),
         ("chosen and rejected are the same, first at 4", 1),
-        ("no pair: chosen and rejected are not both there, first at 5", 1),
+        (
+            "no pair: chosen and rejected are not both there; plain text is learned with training_type cpt, first at 5",
+            1,
+        ),
     }
     found = [pair for batch in data.pair_batches() for pair in pairs_of(tokenizer, batch)]
     (cut,) = [pair for pair in found if "Two?" in pair[0]]

@@ -333,7 +333,7 @@ def test_an_inspection_of_conversations_says_what_a_run_would_use(tmp_path: Path
     assert 0 < found["in_a_run"]["learned_tokens"] < found["in_a_run"]["tokens"]
     assert [item["reason"] for item in found["in_a_run"]["skipped"]] == [
         "no answer of an assistant, first at 11",
-        "holds no conversations",
+        "documents are learned with training_type cpt",
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from forgellm.cli.preparation_flags import settings_of
+from forgellm.data.kinds import LEARNED_WITH, is_of_another
 from forgellm.errors import InvalidRequest
 from forgellm.paths import Workspace, find_workspace
 
@@ -60,6 +61,7 @@ def _tokenizer(args: argparse.Namespace, workspace: Workspace) -> str | None:
 def _show_inspection(report: dict[str, Any]) -> None:
     titles = ("FILE", "SIZE", report["kind"].upper(), "CHARACTERS", "TOKENS", "LANGUAGE")
     about = "" if report["tokens_are"] == "counted" else "~"
+    of_another = {item["source"] for item in report["skipped"] if is_of_another(item["reason"])}
     rows = [
         (
             file["name"],
@@ -69,8 +71,11 @@ def _show_inspection(report: dict[str, Any]) -> None:
             f"{about}{file['tokens']:,}",
             file["language"] or "-",
         )
-        # What gave nothing first, then what weighs most.
-        for file in sorted(report["files"], key=lambda file: (file["items"] > 0, -file["tokens"]))
+        # What gave nothing first, then what weighs most, last what another method learns.
+        for file in sorted(
+            report["files"],
+            key=lambda file: (file["name"] in of_another, file["items"] > 0, -file["tokens"]),
+        )
     ]
     _table(titles, rows, right=titles[1:5])
     _show_skipped(report)
@@ -102,6 +107,9 @@ def _show_totals(report: dict[str, Any]) -> None:
         f"{report['items']:,} {report['kind']}, {report['characters']:,} characters, "
         f"{report['tokens']:,} tokens{how}"
     )
+    if others := report.get("others"):
+        told = "; ".join(f"{n:,} {kind}, {LEARNED_WITH[kind]}" for kind, n in others.items())
+        _say(f"Also in it: {told}")
     if report["findings"]:
         _say(_counts("Likely secrets and addresses", report["findings"]))
     if run := report["in_a_run"]:

@@ -16,6 +16,12 @@ from forgellm.data.reading.reader import Unreadable, reason_of
 
 _HASHED_AT_ONCE = 1 << 22
 MANIFEST_NAME = "preparation.json"
+# What systems and programs lay beside files: no part of a dataset, and no loss.
+_SYSTEM_NAMES = frozenset(
+    {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "__pycache__"}
+    | {"$recycle.bin", "system volume information", "lost+found"}
+)
+_SYSTEM_BEGINNINGS = (".", "~$")  # hidden; and the lock that Word keeps while a file is open
 # What ForgeLLM itself lays beside documents, known by its name and its beginning.
 _OWN_FILES = {
     "report.json": b'{\n  "forgellm_questions":',
@@ -97,7 +103,7 @@ class ReadReport:
 
 def dataset_files(folder: Path) -> Listing:
     """Files of a dataset sorted by name. Hidden files and folders are no part of a dataset, nor is
-    what ForgeLLM lays beside its documents."""
+    what systems, and ForgeLLM itself, lay beside its documents."""
     files: list[DatasetFile] = []
     skipped: list[Skipped] = []
     root = os.path.realpath(folder)
@@ -107,11 +113,11 @@ def dataset_files(folder: Path) -> Listing:
         skipped.append(Skipped(shown, f"cannot be opened: {error.strerror}"))
 
     for parent, folders, names in os.walk(root, onerror=closed):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not _is_of_system(name)]
         linked = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         for name in [*names, *linked]:
             path = os.path.join(parent, name)
-            if name.startswith(".") or (parent == root and _is_own(path, name)):
+            if _is_of_system(name) or (parent == root and _is_own(path, name)):
                 continue
             shown = _printable(os.path.relpath(path, root).replace(os.sep, "/"))
             entry = _examine(root, path, shown)
@@ -187,6 +193,10 @@ def read_file(file: DatasetFile, report: ReadReport) -> Iterator[Document]:
         report.skipped.append(Skipped(file.name, unreadable))
     elif report.documents == before and not skipped_rows:
         report.skipped.append(Skipped(file.name, "empty"))
+
+
+def _is_of_system(name: str) -> bool:
+    return name.startswith(_SYSTEM_BEGINNINGS) or name.lower() in _SYSTEM_NAMES
 
 
 def _is_own(path: str, name: str) -> bool:

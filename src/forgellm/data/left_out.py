@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forgellm.data.documents import Skipped
+from forgellm.data.kinds import is_of_another
 from forgellm.errors import DataError
 from forgellm.schema.recipe import Recipe
 
@@ -19,9 +20,7 @@ _REASONS_TOLD = 4
 _SOURCES_TOLD = 2
 _IN_DETAILS = 20
 # Files that belong to something else tell little of what is missing.
-_OF_OTHER_KINDS = frozenset(
-    {"unsupported type", "holds no conversations", "holds no pairs", "holds no documents"}
-)
+_UNSUPPORTED = "unsupported type"
 
 
 @dataclass
@@ -109,12 +108,8 @@ _WHERE = {
 _ADVICE = (
     (r"(beyond|over) \d+ tokens", "Raise max_seq_length, or divide what is too long."),
     (r"with training_type dpo", "Train it with training_type dpo or orpo."),
-    (r"with training_type cpt|^holds no ", "Documents are learned with training_type cpt."),
-    (r"^no pair", "Conversations without a choice are learned with training_type ift."),
-    (
-        r"^no text field",
-        "Conversations are learned with training_type ift, pairs with dpo or orpo.",
-    ),
+    (r"with training_type cpt", "Documents are learned with training_type cpt."),
+    (r"with training_type ift", "Train it with training_type ift."),
     (r"unknown role", "Name the speakers user, assistant, system or tool."),
     (r"known columns|no column", "Say with columns which column holds what."),
 )
@@ -131,6 +126,6 @@ def _suggestion(recipe: Recipe, items: Sequence[Skipped], types: Iterable[str]) 
 
 
 def _rank(reason: str, rows: int | None) -> tuple[Any, ...]:
-    if reason in _OF_OTHER_KINDS:
+    if reason == _UNSUPPORTED or is_of_another(reason):
         return (2, 0)
     return (0, 0) if rows is None else (1, -rows)

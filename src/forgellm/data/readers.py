@@ -7,6 +7,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from forgellm.data.kinds import with_kind
 from forgellm.data.reading import csv_rows, json_rows, parquet_rows
 from forgellm.data.reading.apart import APART, read_apart
 from forgellm.data.reading.json_layouts import TEXT_FIELDS
@@ -55,7 +56,8 @@ def read_parquet(path: Path, skip: SkipRow) -> Iterator[tuple[int | None, str]]:
         texts = [field.name for field in schema if is_text(field.type)]
         column = _named_text_field(texts) or (texts[0] if len(texts) == 1 else None)
         if column is None:
-            raise Unreadable("no text column")
+            _, row = next(parquet_rows.read_parquet(path, skip), (0, None))
+            raise Unreadable(with_kind("no text column", row))
         return [column]
 
     for number, row in parquet_rows.read_parquet(path, skip, text_column):
@@ -89,7 +91,7 @@ def _texts(rows: Iterable[tuple[int, Any]], skip: SkipRow) -> Iterator[tuple[int
     for number, row in rows:
         text = _text_of(row)
         if text is None:
-            skip("no text field", number)
+            skip(with_kind("no text field", row), number)
         else:
             yield number, text
 
@@ -116,7 +118,7 @@ def _text_column(rows: list[dict[str, str]]) -> str:
     wordy = [name for name in rows[0] if not all(_is_number(row[name]) for row in rows)]
     if len(wordy) == 1:
         return wordy[0]
-    raise Unreadable("no text column")
+    raise Unreadable(with_kind("no text column", rows[0]))
 
 
 def _is_number(cell: str) -> bool:

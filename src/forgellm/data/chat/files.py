@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from forgellm.data.documents import Skipped, dataset_files
+from forgellm.data.kinds import OF_DOCUMENTS
 from forgellm.data.left_out import nothing_to_train
 from forgellm.data.reading.row_readers import ROW_READERS
 from forgellm.schema.recipe import Recipe
@@ -14,6 +15,5 @@ def require_row_files(dataset: Path, recipe: Recipe) -> None:
     """Raises DataError if no file of the dataset can hold the recipe's rows; none is opened."""
     listing = dataset_files(dataset)
     if not any(file.path.suffix.lower() in ROW_READERS for file in listing.files):
-        nothing = "holds no pairs" if recipe.learns_preferences else "holds no conversations"
-        others = [Skipped(file.name, nothing) for file in listing.files]
+        others = [Skipped(file.name, OF_DOCUMENTS) for file in listing.files]
         raise nothing_to_train(recipe, [*listing.skipped, *others], ROW_READERS)

@@ -23,6 +23,7 @@ from forgellm.data.chat.encoding import (
 from forgellm.data.chat.rows import (
     Conversation,
     Row,
+    conversation_of,
     costs_only_its_row,
     require_open,
     transcript_of,
@@ -69,7 +70,9 @@ def pair_of(row: Any, columns: Mapping[str, str] | None = None) -> Pair:
         shapes = (PREFERENCES[0].named(named),)
     shape = found.shape_among(shapes)
     if shape is None:
-        raise RowRefused("no pair: chosen and rejected are not both there")
+        raise RowRefused(
+            "no pair: chosen and rejected are not both there" + _learned_otherwise(row)
+        )
     asked = found.with_system(shape, found.question(shape))
     answers = _answers(found, shape, is_whole=not asked)
     if _are_whole(answers):
@@ -87,6 +90,16 @@ def pair_of(row: Any, columns: Mapping[str, str] | None = None) -> Pair:
     chosen, rejected = (Conversation.of(spoken, tools, found.notes) for spoken in whole)
     num_shared = _num_shared(chosen.turns, rejected.turns)
     return Pair(chosen, rejected, num_shared, tuple(found.all_notes()))
+
+
+def _learned_otherwise(row: Any) -> str:
+    """What another method makes of a row that holds no pair."""
+    try:
+        conversation_of(row)
+    except RowRefused as error:
+        _, semicolon, other = str(error).partition("; plain text is ")
+        return semicolon + other
+    return "; a conversation is learned with training_type ift"
 
 
 def _unwrapped(row: Any) -> Any:

@@ -19,6 +19,7 @@ from forgellm.data.documents import (
     fingerprint_of,
 )
 from forgellm.data.growing_files import GrowingFiles
+from forgellm.data.kinds import OF_DOCUMENTS
 from forgellm.data.progress import OnProgress, Tokenised
 from forgellm.data.reading.reader import Unreadable, reason_of
 from forgellm.data.reading.row_readers import ROW_READERS
@@ -32,7 +33,7 @@ from forgellm.data.token_store import (
 )
 from forgellm.data.tokenizer import Tokenizer
 
-_FORMAT_VERSION = 4
+_FORMAT_VERSION = 5
 _BATCH_ROWS = 256  # fewer take longer to send than to encode
 _MARK_BYTES = 2_000_000
 _MAX_REASONS = 200  # of a file; a reason may name what millions of rows have each in another way
@@ -81,8 +82,7 @@ def chat_store(
         lambda: dataset_files(dataset).files == listing.files,
         on_wait,
     )
-    nothing = "holds no pairs" if form.in_pairs else "holds no conversations"
-    others = [Skipped(f.name, nothing) for f in listing.files if f not in files]
+    others = [Skipped(file.name, OF_DOCUMENTS) for file in listing.files if file not in files]
     store.report.skipped[:0] = [*listing.skipped, *others]
     return store
 

@@ -17,8 +17,8 @@ from forgellm.data.chat.pairs import pair_of
 from forgellm.data.chat.rows import RowRefused, conversation_of
 from forgellm.data.chat.template import Turn
 from forgellm.data.documents import DatasetFile, ReadReport, Skipped, dataset_files, read_file
+from forgellm.data.kinds import OF_DOCUMENTS, kind_of_row
 from forgellm.data.left_out import as_lines, in_words
-from forgellm.data.reading.json_layouts import TEXT_FIELDS
 from forgellm.data.reading.json_rows import json_line, json_value
 from forgellm.data.reading.reader import Unreadable, reason_of
 from forgellm.data.reading.row_readers import ROW_READERS
@@ -176,13 +176,8 @@ def _kind_of(files: Sequence[DatasetFile]) -> DataKind:
         reader = ROW_READERS[file.path.suffix.lower()](file.path, lambda reason, number: None)
         try:
             for _, row in islice(reader, _ROWS_LOOKED_AT):
-                if _is_document(row):
-                    continue
-                for kind, parse in _PARSERS.items():
-                    try:
-                        parse(row, None)
-                    except RowRefused:
-                        continue
+                kind = kind_of_row(row)
+                if kind in ("pairs", "conversations"):
                     return kind
         except (Unreadable, UnicodeDecodeError, OSError):
             continue
@@ -191,10 +186,6 @@ def _kind_of(files: Sequence[DatasetFile]) -> DataKind:
 
 def _kind_named(columns: Columns) -> DataKind:
     return "pairs" if {"chosen", "rejected"} & columns.keys() else "conversations"
-
-
-def _is_document(row: Any) -> bool:
-    return isinstance(row, dict) and any(str(name).lower() in TEXT_FIELDS for name in row)
 
 
 def _documents(file: DatasetFile, report: ReadReport) -> Iterator[Item]:
@@ -209,7 +200,7 @@ def _rows(
     """The conversations or pairs of a file."""
     reader = ROW_READERS.get(file.path.suffix.lower())
     if reader is None:
-        report.skipped.append(Skipped(file.name, f"holds no {kind}"))
+        report.skipped.append(Skipped(file.name, OF_DOCUMENTS))
         return
     skipped: dict[str, tuple[int, int]] = {}  # reason -> (first row, how many)
 

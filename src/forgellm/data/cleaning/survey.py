@@ -16,6 +16,7 @@ from forgellm.data.cleaning.duplicates import normalised_hash
 from forgellm.data.cleaning.items import Item, OnProgress, Reading
 from forgellm.data.cleaning.language import language_of
 from forgellm.data.cleaning.sensitive import findings
+from forgellm.data.kinds import others_in
 from forgellm.data.left_out import worst_first
 from forgellm.data.long_text import split_text
 from forgellm.data.tokenizer import Tokenizer
@@ -62,6 +63,7 @@ class Survey:
         exact_duplicates: items whose text came before.
         findings: likely secrets and addresses by kind.
         notes: what of the rows is not used, such as columns that no known shape has.
+        others: how many rows, and files that were not opened, hold what another method learns.
         in_a_run: of conversations and pairs, with a model: what a run would use, cut and skip.
     """
 
@@ -78,6 +80,7 @@ class Survey:
     num_skipped: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
+    others: dict[DataKind, int] = field(default_factory=dict)
     in_a_run: dict[str, Any] | None = None
 
 
@@ -128,6 +131,7 @@ def survey(
     found.findings = dict(kinds.most_common())
     found.skipped = [asdict(item) for item in worst_first(reading.report.skipped)]
     found.num_skipped = len(found.skipped)
+    found.others = others_in(reading.report.skipped)
     found.notes = [asdict(item) for item in worst_first(reading.report.notes)]
     if reading.kind != "documents" and tokenizer is not None:
         found.in_a_run = _in_a_run(folder, reading.kind, wanted, tokenizer, cache, on_progress)

@@ -47,7 +47,9 @@ def _of_wrapper(value: dict[str, Any]) -> list[Any] | None:
 def _of_columns(value: dict[str, Any]) -> list[Any] | None:
     """The rows of an object that holds columns; None where it is no such object."""
     names, cells = value.get("columns"), value.get("data")
-    if isinstance(names, list) and isinstance(cells, list) and _is_cells(cells, len(names)):  # pandas: orient="split"
+    if (
+        isinstance(names, list) and isinstance(cells, list) and _is_cells(cells, len(names))
+    ):  # pandas: orient="split"
         return [dict(zip(map(str, names), row, strict=True)) for row in cells]
     columns = list(value.values())
     if _is_objects(columns):  # pandas: orient="columns"

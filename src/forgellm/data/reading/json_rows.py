@@ -31,8 +31,9 @@ _NO_NUL = "a NUL character in it"
 
 def read_jsonl(path: Path, skip: SkipRow) -> Rows:
     """(line number, value) of each line, or (its number, value) of values over several lines."""
-    first, _ = _first_lines(path)
-    return _whole(path, skip) if _is_open(first) else _lines(path, skip)
+    first, second = _first_lines(path)
+    is_whole = _is_open(first) and not _is_container(second)
+    return _whole(path, skip) if is_whole else _lines(path, skip)
 
 
 def read_json(path: Path, skip: SkipRow) -> Rows:

@@ -21,6 +21,7 @@ function Report({ found }) {
     const title = { documents: 'Documents', conversations: 'Conversations', pairs: 'Pairs' }[found.kind];
     const noun = { documents: 'document', conversations: 'conversation', pairs: 'pair' }[found.kind];
     const findings = Object.entries(found.findings);
+    const others = Object.entries(found.others ?? {});
     const notes = (found.in_a_run ?? found).notes ?? []; // older reports have none
     return html`
         <section class="card"><dl class="figures">
@@ -30,6 +31,7 @@ function Report({ found }) {
         </dl></section>
         ${findings.length > 0 && html`<${Notice} tone="warn"><strong>Look before you train.</strong> <span>In the text: ${findings.map(([kind, number]) => `${kind.replaceAll('_', ' ')} (${count(number)})`).join(', ')}. A model can repeat them. “Clean it” can mask them.</span><//>`}
         ${found.in_a_run && html`<p class="quiet">In a run with ${count(found.in_a_run.max_seq_length)} tokens a row, ${plural(found.in_a_run.used, `${noun} is`, `${noun}s are`)} used, ${count(found.in_a_run.cut)} cut at a turn's end; ${short(found.in_a_run.learned_tokens)} of ${short(found.in_a_run.tokens)} tokens are learned.</p>`}
+        ${others.length > 0 && html`<p class="quiet">Also in it, for other methods: ${others.map(([kind, number]) => `${count(number)} ${kind}`).join(', ')}.</p>`}
         <div class="grid halves">
             <section class="card"><h2>Lengths</h2><${Bars} rows=${found.lengths.map((bucket) => [`${count(bucket.at_least)} to ${count(bucket.at_most)} tokens`, bucket.items])} /></section>
             <section class="card"><h2>Languages</h2><${Bars} rows=${Object.entries(found.languages)} /></section>
