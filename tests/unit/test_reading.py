@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from forgellm.data.documents import ReadReport, iter_documents
-from forgellm.data.reading import apart, child
+from forgellm.data.reading import apart, child, patience
 from paper import CONTENT_TYPES, OFFICE, RELATIONS, WORD, docx, epub, odt, pdf, zipped
 
 
@@ -239,11 +239,12 @@ def test_a_child_that_is_killed_costs_its_file_alone(
 
 def test_a_child_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"a.docx": docx(["Text."])})
-    monkeypatch.setattr(apart, "MAX_SECONDS", 0.5)
+    monkeypatch.setattr(apart, "MAX_SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(patience, "PAUSES_SECONDS", (0.0,))
     monkeypatch.setattr(apart, "_COMMAND", ["sleep", "60"])
     texts, skipped = read(tmp_path)
     assert not texts
-    assert "longer than 0.5 seconds" in skipped["a.docx"]
+    assert "said nothing for 0.5 seconds" in skipped["a.docx"]
     assert not apart._idle
 
 

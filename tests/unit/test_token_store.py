@@ -21,7 +21,7 @@ from tiny_tokenizer import TRAINING_TEXT, build_tiny_tokenizer
 TEXTS = {
     "a.md": "  # Mill\r\n\r\nThe wheel turns.\t\n",
     "b.py": "def f(x):\n\treturn x  # ❄️ <|im_end|>\n\n\n",
-    "c.txt": "日本語 👩‍👩‍👧\x00 end",
+    "c.txt": "日本語 👩‍👩‍👧\x01 end",
 }
 
 

@@ -28,7 +28,7 @@ from forgellm.data.store_build import build_store
 from forgellm.data.token_store import HASH_BYTES, TokenStore, open_store
 from forgellm.data.tokenizer import Tokenizer
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _BATCH_CHARACTERS = 1_000_000  # the library needs some 120 bytes per character while it encodes
 _BATCH_PIECES = 4096
 _PIECE_CHARACTERS = 32_000  # a batch of them keeps many cores busy
@@ -41,11 +41,17 @@ _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 
 def token_store(
-    dataset: Path, tokenizer: Tokenizer, cache: Path, on_progress: OnProgress = lambda _: None
+    dataset: Path,
+    tokenizer: Tokenizer,
+    cache: Path,
+    on_progress: OnProgress = lambda _: None,
+    *,
+    skip_unreadable: bool = False,
 ) -> TokenStore:
     """The tokens of the dataset folder, from the cache if it has them.
 
-    Raises DataError if the files change meanwhile, DiskFull.
+    Raises DataError if the files change meanwhile, or unless `skip_unreadable` if one cannot be read
+    for a reason outside it; DiskFull.
     """
     listing = dataset_files(dataset)
     on_wait = partial(on_progress, Tokenised(0, listing.total_bytes, 0))
@@ -56,7 +62,7 @@ def token_store(
         cache / key,
         fingerprint,
         _COLUMNS,
-        lambda files: _Writer(files, listing, tokenizer, on_progress).write(),
+        lambda files: _Writer(files, listing, tokenizer, on_progress, skip_unreadable).write(),
         lambda: dataset_files(dataset).files == listing.files,
         on_wait,
     )
@@ -102,10 +108,15 @@ class _Writer:
     """Goes on where the files were last marked."""
 
     def __init__(
-        self, files: GrowingFiles, listing: Listing, tokenizer: Tokenizer, on_progress: OnProgress
+        self,
+        files: GrowingFiles,
+        listing: Listing,
+        tokenizer: Tokenizer,
+        on_progress: OnProgress,
+        skip_unreadable: bool,
     ) -> None:
         self._files, self._listing, self._tokenizer = files, listing, tokenizer
-        self._on_progress = on_progress
+        self._on_progress, self._skip_unreadable = on_progress, skip_unreadable
         bos_id = tokenizer.bos_id
         self._start = b"" if bos_id is None else bos_id.to_bytes(TOKEN_BYTES, "little")
         self._end = tokenizer.document_end_id.to_bytes(TOKEN_BYTES, "little")
@@ -145,8 +156,13 @@ class _Writer:
 
     def _mark(self, last: _Piece) -> None:
         before = last.source.before
-        skipped = self._report.skipped[: before["skipped"]]
-        report = ReadReport(before["files"], before["documents"], before["text_bytes"], skipped)
+        report = ReadReport(
+            before["files"],
+            before["documents"],
+            before["text_bytes"],
+            self._report.skipped[: before["skipped"]],
+            missing=self._report.missing[: before["missing"]],
+        )
         self._files.mark(
             {"file": last.source.number, "pieces": last.number + 1, "report": report.to_dict()}
         )
@@ -173,12 +189,15 @@ class _Writer:
                 "documents": report.documents,
                 "text_bytes": report.text_bytes,
                 "skipped": len(report.skipped),
+                "missing": len(report.missing),
             }
             done = self._pieces_done if number == self._first_file else 0
             source = _Source(number, file, before, earlier_bytes)
             for piece in self._pieces_of(source):
                 if piece.number >= done:
                     yield piece
+            if not self._skip_unreadable:
+                report.require_whole()
             earlier_bytes += file.size_bytes
 
     def _pieces_of(self, source: _Source) -> Iterator[_Piece]:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from forgellm.data.readers import READERS
-from forgellm.data.reading.reader import Unreadable, reason_of
+from forgellm.data.reading.patience import read_patiently
+from forgellm.data.reading.reader import Passing, Unreadable, reason_of
+from forgellm.errors import DataError
 
 _HASHED_AT_ONCE = 1 << 22
 MANIFEST_NAME = "preparation.json"
@@ -76,6 +78,8 @@ class ReadReport:
         skipped: files and rows that were left out.
         cut: conversations that lost their last turns.
         notes: what of the rows that were used was not, such as columns that no shape has.
+        missing: of `skipped`, the files that could not be read for a reason outside them. What was
+            made without them is not whole.
     """
 
     files: int = 0
@@ -84,6 +88,12 @@ class ReadReport:
     skipped: list[Skipped] = field(default_factory=list)
     cut: int = 0
     notes: list[Skipped] = field(default_factory=list)
+    missing: list[Skipped] = field(default_factory=list)
+
+    def require_whole(self) -> None:
+        """Raises DataError for the first of the `missing`."""
+        if self.missing:
+            raise missing_error(self.missing[0])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,7 +108,17 @@ class ReadReport:
             skipped,
             values.get("cut", 0),
             [Skipped(**item) for item in values.get("notes", [])],
+            [Skipped(**item) for item in values.get("missing", [])],
         )
+
+
+def missing_error(item: Skipped) -> DataError:
+    return DataError(
+        f"{item.source} {item.reason}, at every attempt. The file itself may be whole",
+        suggestion="Start again. If it recurs, look at the disk, copy the file anew or take it out of "
+        "the dataset; or go on without it, in this run alone: skip_unreadable (--skip-unreadable).",
+        details={"file": item.source, "reason": item.reason},
+    )
 
 
 def dataset_files(folder: Path) -> Listing:
@@ -177,13 +197,16 @@ def read_file(file: DatasetFile, report: ReadReport) -> Iterator[Document]:
     unreadable: str | None = None
     reader = READERS[file.path.suffix.lower()]
     try:
-        for number, text in reader(file.path, skip):
+        for number, text in read_patiently(reader, file.path, skip):
             if text and not text.isspace():
                 report.documents += 1
                 report.text_bytes += len(text.encode())
                 yield Document(file.name if number is None else f"{file.name}:{number}", text)
             elif number is not None:
                 skip("empty", number)
+    except Passing as error:
+        unreadable = str(error)
+        report.missing.append(Skipped(file.name, unreadable))
     except (Unreadable, UnicodeDecodeError, OSError) as error:
         unreadable = reason_of(error)
     for reason, (first, count) in skipped_rows.items():

@@ -32,6 +32,10 @@ from forgellm.paths import Workspace
 from forgellm.schema.recipe import Recipe
 
 _SKIPPED_SHOWN = 100
+_COUNTS = (
+    "documents", "train_documents", "train_tokens", "validation_documents", "validation_tokens",
+    "rows", "replay_rows", "replay_tokens",
+)  # fmt: skip
 _NOTES_TOLD = 10
 
 
@@ -55,7 +59,9 @@ def prepare_data(
         source = find_replay(workspace, recipe.replay_dataset)
         if source == dataset:
             raise ConfigError.one("replay_dataset", "must be another folder than dataset")
-        replay = token_store(source, tokenizer, cache, on_progress)
+        replay = token_store(
+            source, tokenizer, cache, on_progress, skip_unreadable=recipe.skip_unreadable
+        )
     preparation = preparation_summary(dataset, domain.fingerprint)
     return _assemble(recipe, tokenizer, seq_len, domain, replay, preparation)
 
@@ -85,14 +91,17 @@ def reopen_prepared(
     if domain is None:
         dataset = find_dataset(workspace, recipe.dataset)
         domain = _domain_store(recipe, dataset, tokenizer, seq_len, cache, on_progress)
-        _expect(domain, keys[0], "dataset")
+        _expect(domain, summary, "", "dataset")
     if replay is None and keys[1]:
         replay = token_store(
             find_replay(workspace, recipe.replay_dataset), tokenizer, cache, on_progress
         )
-        _expect(replay, keys[1], "replay text")
+        _expect(replay, summary, "replay_", "replay text")
     preparation = summary.get("preparation")
-    return _assemble(recipe, tokenizer, seq_len, domain, replay, preparation)
+    prepared = _assemble(recipe, tokenizer, seq_len, domain, replay, preparation)
+    if any(prepared.summary[name] != summary[name] for name in _COUNTS):
+        raise _changed("dataset or the replay text")
+    return prepared
 
 
 def _domain_store(
@@ -104,20 +113,41 @@ def _domain_store(
     on_progress: OnProgress,
 ) -> TokenStore:
     if recipe.training_type == "cpt":
-        return token_store(dataset, tokenizer, cache, on_progress)
+        return token_store(
+            dataset, tokenizer, cache, on_progress, skip_unreadable=recipe.skip_unreadable
+        )
     try:
         form = chat_format(recipe, tokenizer, seq_len)
-        return chat_store(dataset, tokenizer, form, cache, on_progress)
+        return chat_store(
+            dataset, tokenizer, form, cache, on_progress, skip_unreadable=recipe.skip_unreadable
+        )
     except TemplateRefused as error:
         raise ConfigError.one("chat_template", f"the model's own cannot be used: {error}") from None
 
 
-def _expect(store: TokenStore, key: str, name: str) -> None:
-    if store.key != key:
-        raise DataError(
-            f"The {name} changed since the run started, and its tokenised copy is gone",
-            suggestion=f"Restore the {name} as it was, or start a new run.",
-        )
+def _expect(store: TokenStore, summary: dict[str, Any], part: str, name: str) -> None:
+    """Raises DataError unless a store that was made anew is that of the run's beginning.
+
+    Another version may read the same files to the same tokens under another key. Runs of versions
+    that did not note what their tokens were are believed by the files' contents; that all counts are
+    the same is looked at besides.
+    """
+    noted = summary.get(f"{part}content_sha256")
+    same = (
+        store.content_sha256 == noted
+        if noted
+        else store.fingerprint == summary[f"{part}fingerprint"]
+    )
+    if store.key != summary[f"{part}cache_key"] and not same:
+        raise _changed(name)
+
+
+def _changed(name: str) -> DataError:
+    return DataError(
+        f"The {name} changed since the run started, or is read otherwise by this version, and its"
+        " tokenised copy is gone",
+        suggestion=f"Restore the {name} as it was, or start a new run.",
+    )
 
 
 def _num_rows(recipe: Recipe) -> int:
@@ -167,6 +197,7 @@ def _assemble(
         "replay_source": None if replay is None else recipe.replay_dataset or "shipped",
         "replay_fingerprint": replay and replay.fingerprint,
         "replay_cache_key": replay and replay.key,
+        "replay_content_sha256": replay and replay.content_sha256,
         "replay_tokens": packed_replay.epoch_tokens if packed_replay else 0,
     }
     return PreparedData(
@@ -187,6 +218,7 @@ def _summary(
     return {
         "fingerprint": domain.fingerprint,
         "cache_key": domain.key,
+        "content_sha256": domain.content_sha256,
         "seq_len": seq_len,
         "files": report.files,
         "documents": report.documents,

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,8 @@ def build_store(
 
     What `write` has marked is kept when it is stopped, and continued by the next call. Where another
     process builds the same entry, this one waits, calls `on_wait` meanwhile, and takes the result.
+    What lacks files that may be readable at another time becomes an entry of another name, which
+    only who has that name opens again.
 
     Raises DataError if the dataset changes meanwhile, DiskFull.
     """
@@ -56,6 +59,8 @@ def build_store(
                     "The dataset changed while it was read",
                     suggestion="Start again when its files are complete.",
                 )
+            if report.missing:  # not under the name by which the whole is looked for
+                target = target.with_name(f"{target.name}-{secrets.token_hex(4)}")
             store = _install(work, target, fingerprint, report)
             make_room(target.parent, keep=target.name)
             return store

@@ -36,6 +36,7 @@ class TokenStore:
     Attributes:
         key: name of the cache entry; the same data and tokenizer give the same key.
         fingerprint: that of the dataset's files.
+        content_sha256: of all of its files; stores of the same content give the same batches.
         tokens: uint32 [tokens], mapped from disk.
         offsets: int64 [documents + 1], mapped from disk.
         hashes: uint8 [documents, HASH_BYTES], by text, mapped from disk.
@@ -52,6 +53,7 @@ class TokenStore:
     report: ReadReport
     trained: NDArray[np.uint8] | None = None
     rejected: NDArray[np.int64] | None = None
+    content_sha256: str = ""
 
 
 def open_store(cache: Path, key: str) -> TokenStore | None:
@@ -71,8 +73,11 @@ def open_store(cache: Path, key: str) -> TokenStore | None:
         if REJECTED_FILE in meta["files"]:
             rejected = _map_npy(folder / REJECTED_FILE)
         touch_entry(folder)
+        content = hashlib.sha256(json.dumps(meta["files"], sort_keys=True).encode()).hexdigest()
         fingerprint = meta["fingerprint"]
-        return TokenStore(key, fingerprint, tokens, offsets, hashes, report, trained, rejected)
+        return TokenStore(
+            key, fingerprint, tokens, offsets, hashes, report, trained, rejected, content
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -235,6 +235,10 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
         False,
         description="Start from base_run although its model is not, to the bit, the one that it was trained on.",
     )
+    skip_unreadable: bool = Field(
+        False,
+        description="Go on without files that cannot be read just now, as when a disk fails. What was read without them is for this run alone.",
+    )
     report_to: list[TrackerName] = Field(
         default_factory=list,
         max_length=4,

@@ -21,7 +21,8 @@ from forgellm.data.documents import (
 from forgellm.data.growing_files import GrowingFiles
 from forgellm.data.kinds import OF_DOCUMENTS
 from forgellm.data.progress import OnProgress, Tokenised
-from forgellm.data.reading.reader import Unreadable, reason_of
+from forgellm.data.reading.patience import read_patiently
+from forgellm.data.reading.reader import Passing, Unreadable, reason_of
 from forgellm.data.reading.row_readers import ROW_READERS
 from forgellm.data.store_build import build_store
 from forgellm.data.token_store import (
@@ -33,7 +34,7 @@ from forgellm.data.token_store import (
 )
 from forgellm.data.tokenizer import Tokenizer
 
-_FORMAT_VERSION = 5
+_FORMAT_VERSION = 6
 _BATCH_ROWS = 256  # fewer take longer to send than to encode
 _MARK_BYTES = 2_000_000
 _MAX_REASONS = 200  # of a file; a reason may name what millions of rows have each in another way
@@ -53,12 +54,14 @@ def chat_store(
     form: ChatFormat,
     cache: Path,
     on_progress: OnProgress = lambda _: None,
+    *,
+    skip_unreadable: bool = False,
 ) -> TokenStore:
     """The conversations of the dataset folder, from the cache if it has them. A store's documents
     are conversations, or pairs of them, each with at least one learned token.
 
-    Raises TemplateRefused if the template is broken, DataError if the files change meanwhile,
-    DiskFull.
+    Raises TemplateRefused if the template is broken, DataError if the files change meanwhile, or
+    unless `skip_unreadable` if one cannot be read for a reason outside it; DiskFull.
     """
     listing = dataset_files(dataset)
     files = [file for file in listing.files if file.path.suffix.lower() in ROW_READERS]
@@ -72,7 +75,7 @@ def chat_store(
 
     def write(output: GrowingFiles) -> ReadReport:
         with encoding(tokenizer, form, sum(file.size_bytes for file in files)) as encode:
-            return _Writer(output, files, encode, on_progress).write()
+            return _Writer(output, files, encode, on_progress, skip_unreadable).write()
 
     store = open_store(cache, key) or build_store(
         cache / key,
@@ -126,9 +129,10 @@ class _Writer:
         files: list[DatasetFile],
         encode: Encode,
         on_progress: OnProgress,
+        skip_unreadable: bool,
     ) -> None:
         self._output, self._files, self._encode = output, files, encode
-        self._on_progress = on_progress
+        self._on_progress, self._skip_unreadable = on_progress, skip_unreadable
         self._place, self._report = _Place(), ReadReport()
         if (state := output.state) is not None:
             self._place = _Place(**state["place"])
@@ -147,7 +151,7 @@ class _Writer:
     def _write_file(self, file: DatasetFile) -> None:
         place = self._place
         unreadable = None
-        for batch in self._encode(_batches(_rows(file, place.row))):
+        for batch in self._encode(_batches(_rows(file, place.row, self._report.missing))):
             for number, found in batch:
                 if number is None:
                     unreadable = str(found)
@@ -162,6 +166,8 @@ class _Writer:
                 self._unmarked_bytes = 0
                 self._output.mark({"place": asdict(place), "report": self._report.to_dict()})
             self._tell()
+        if not self._skip_unreadable:
+            self._report.require_whole()
         for reason, (first, count) in place.reasons.items():
             self._report.skipped.append(Skipped(file.name, f"{reason}, first at {first}", count))
         for note, count in place.notes.items():
@@ -196,8 +202,9 @@ class _Writer:
         self._on_progress(Tokenised(done, sum(sizes), self._num_tokens))
 
 
-def _rows(file: DatasetFile, done: int) -> Iterator[Row]:
-    """The rows of a file after number `done`, in order, with those that its reader leaves out."""
+def _rows(file: DatasetFile, done: int, missing: list[Skipped]) -> Iterator[Row]:
+    """The rows of a file after number `done`, in order, with those that its reader leaves out. A file
+    that cannot be read for a reason outside it is added to `missing`."""
     skipped: list[Row] = []
 
     def skip(reason: str, number: int) -> None:
@@ -205,14 +212,18 @@ def _rows(file: DatasetFile, done: int) -> Iterator[Row]:
 
     def read() -> Iterator[Row]:
         try:
-            for number, value in ROW_READERS[file.path.suffix.lower()](file.path, skip):
+            reader = ROW_READERS[file.path.suffix.lower()]
+            for number, value in read_patiently(reader, file.path, skip):
                 yield from skipped
                 skipped.clear()
                 yield Row(number, value)
             yield from skipped
         except (Unreadable, UnicodeDecodeError, OSError) as error:
             yield from skipped
-            yield Row(None, None, reason_of(error))
+            reason = reason_of(error)
+            if isinstance(error, Passing):
+                missing.append(Skipped(file.name, reason))
+            yield Row(None, None, reason)
 
     return (row for row in read() if row.number is None or row.number > done)
 

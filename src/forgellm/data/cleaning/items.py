@@ -20,6 +20,7 @@ from forgellm.data.documents import DatasetFile, ReadReport, Skipped, dataset_fi
 from forgellm.data.kinds import OF_DOCUMENTS, kind_of_row
 from forgellm.data.left_out import as_lines, in_words
 from forgellm.data.reading.json_rows import json_line, json_value
+from forgellm.data.reading.patience import read_patiently
 from forgellm.data.reading.reader import Unreadable, reason_of
 from forgellm.data.reading.row_readers import ROW_READERS
 from forgellm.errors import DataError, DiskFull
@@ -211,7 +212,7 @@ def _rows(
     before = report.documents
     notes: Counter[str] = Counter()
     try:
-        for number, row in reader(file.path, skip):
+        for number, row in read_patiently(reader, file.path, skip):
             if _depth(row, _MAX_DEPTH + 1) > _MAX_DEPTH:
                 skip("nested too deeply", number)
                 continue

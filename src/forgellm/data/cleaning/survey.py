@@ -163,6 +163,7 @@ def _in_a_run(
             form,
             cache,
             lambda now: on_progress(now.done_bytes / max(1, now.total_bytes), "tokenising"),
+            skip_unreadable=True,  # it is told, as every other reason is
         )
     except TemplateRefused as error:
         raise ConfigError.one("model", f"its chat template cannot be used: {error}") from None

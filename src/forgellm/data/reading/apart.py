@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from typing import Any
 
 import orjson
 
-from forgellm.data.reading.reader import SkipRow, Unreadable
+from forgellm.data.reading.reader import Passing, SkipRow, Unreadable
 
 APART = (".html", ".htm", ".xhtml", ".pdf", ".docx", ".odt", ".epub", ".eml", ".mbox", ".ipynb")
-MAX_SECONDS = 60.0
+MAX_SECONDS = 60.0  # of a processor's time for a file, which the child keeps to by itself
+# As long may it be silent: on a busy machine, a processor's time takes longer than that.
+MAX_SILENT_SECONDS = 2 * MAX_SECONDS
 MAX_FRAME_BYTES = 700_000_000  # JSON may take six bytes for one of text
 _COMMAND = [sys.executable, "-P", "-m", "forgellm.data.reading.child"]
 # What Python needs to start; keys and tokens of the user stay here.
@@ -45,6 +48,8 @@ def read_apart(path: Path, skip: SkipRow) -> Iterator[tuple[int | None, str]]:
                 is_whole = True
                 if kind == "unreadable":
                     raise Unreadable(values[0])
+                if kind == "passing":
+                    raise Passing(values[0])
     finally:
         _give_back(child, is_whole)
 
@@ -86,23 +91,37 @@ class _Child:
         )
 
     def frames(self, path: Path) -> Iterator[list[Any]]:
-        """What the child says of a file, to the last frame. Raises Unreadable if it says no more."""
+        """What the child says of a file, to the last frame. Raises Unreadable or Passing if it says no
+        more."""
         assert self.process.stdin is not None
-        deadline = time.monotonic() + MAX_SECONDS
+        deadline = time.monotonic() + MAX_SILENT_SECONDS
         order = orjson.dumps([os.fspath(path.absolute()), MAX_SECONDS]) + b"\n"
         try:
             self.process.stdin.write(order)
         except OSError:
-            raise Unreadable("its parser crashed") from None
+            raise self._ended() from None
         while True:
             (length,) = struct.unpack("<I", self._read(4, deadline))
             if length > MAX_FRAME_BYTES:
                 raise Unreadable("too much text")
             frame: list[Any] = orjson.loads(self._read(length, deadline))
             yield frame
-            if frame[0] in ("end", "unreadable"):
+            if frame[0] in ("end", "unreadable", "passing"):
                 return
-            deadline = time.monotonic() + MAX_SECONDS  # the reader of the text may take its time
+            deadline = (
+                time.monotonic() + MAX_SILENT_SECONDS
+            )  # the reader of the text may take its time
+
+    def _ended(self) -> Exception:
+        """Why the process is gone. What a parser does to itself it does again; who ends it from
+        outside, a user or a system without memory, may not."""
+        self.process.wait()
+        number = -(self.process.returncode or 0)
+        if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            return Passing(f"its reader was ended ({signal.Signals(number).name})")
+        if number == signal.SIGXCPU:
+            return Unreadable(f"takes more than {MAX_SECONDS:g} seconds of a processor's time")
+        return Unreadable("its parser crashed")
 
     def end(self) -> None:
         self.process.kill()
@@ -119,9 +138,9 @@ class _Child:
         parts = bytearray()
         while len(parts) < count:
             if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise Unreadable(f"takes longer than {MAX_SECONDS:g} seconds to read")
+                raise Passing(f"its reader said nothing for {MAX_SILENT_SECONDS:g} seconds")
             part = os.read(fd, min(count - len(parts), 1 << 20))
             if not part:
-                raise Unreadable("its parser crashed, or took too much memory or time")
+                raise self._ended()
             parts += part
         return bytes(parts)

@@ -2,7 +2,7 @@
 
 It gets orders on standard input, a JSON array [path, seconds] a line, and answers on standard
 output in frames: four bytes of length, then a JSON array: ["text", number, text], ["skip", reason,
-number], ["end"] or ["unreadable", reason]. What a parser does to it happens to nobody else.
+number], ["end"], ["unreadable", reason], or ["passing", reason] for a failure outside the file. What a parser does to it happens to nobody else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forgellm.data.reading.mail import read_eml, read_mbox
 from forgellm.data.reading.notebook import read_notebook
 from forgellm.data.reading.opendocument import read_odt
 from forgellm.data.reading.pdf import read_pdf
-from forgellm.data.reading.reader import Reader, Unreadable, only_text, reason_of
+from forgellm.data.reading.reader import Reader, Unreadable, only_text, passing_reason, reason_of
 from forgellm.data.reading.word import read_docx
 
 MAX_MEMORY_BYTES = 3_000_000_000
@@ -76,7 +76,8 @@ def _frames(path: Path) -> Iterator[list[Any]]:
             yield ["text", number, only_text(text)]
     except (Unreadable, UnicodeDecodeError, OSError) as error:
         yield from skipped
-        yield ["unreadable", reason_of(error)]
+        passing = passing_reason(error) if isinstance(error, OSError) else None
+        yield ["passing", passing] if passing else ["unreadable", reason_of(error)]
         return
     except MemoryError:
         yield ["unreadable", "needs too much memory"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -40,6 +41,26 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 class Unreadable(Exception):
     """The file, or what is left of it, yields no text; the message is the reason."""
+
+
+class Passing(Unreadable):
+    """The file could not be read for a reason outside it, and may be at another time; the message is
+    the reason."""
+
+
+# Of these the file, its name or its owner is the cause: another attempt would end alike.
+_OF_THE_FILE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+    | {errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG, errno.EOVERFLOW}
+)
+
+
+def passing_reason(error: OSError) -> str | None:
+    """Why a file cannot be read just now; None where the failure will not pass by itself, as that of
+    a library that reports broken content in this way, without a number."""
+    if error.errno is None or error.errno in _OF_THE_FILE:
+        return None
+    return f"cannot be read: {error.strerror}"
 
 
 def reason_of(error: Unreadable | UnicodeDecodeError | OSError) -> str:
