@@ -5,22 +5,26 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forgellm.data import document_store
+from forgellm.data.chat import store as conversations
 from forgellm.data.chat.encoding import ChatFormat
 from forgellm.data.chat.store import chat_store
 from forgellm.data.document_store import token_store
-from forgellm.data.documents import ReadReport, iter_documents
+from forgellm.data.documents import ReadReport, dataset_fingerprint, iter_documents
+from forgellm.data.growing_files import GrowingFiles
 from forgellm.data.prepare import prepare_data, reopen_prepared
 from forgellm.data.reading import apart, patience
-from forgellm.data.reading.reader import Unreadable
+from forgellm.data.reading.reader import Passing, Unreadable
 from forgellm.data.token_store import TokenStore
 from forgellm.data.tokenizer import Tokenizer
-from forgellm.errors import DataError
+from forgellm.errors import ConfigError, DataError
 from forgellm.schema.recipe import parse_recipe
 from paper import pdf
 from tiny_tokenizer import CHAT_TEMPLATE, build_tiny_tokenizer
@@ -138,12 +142,12 @@ def killing(monkeypatch: pytest.MonkeyPatch, times: int, number: signal.Signals)
     real = apart._Child.frames
     killed: list[int] = []
 
-    def frames(child: apart._Child, path: Path) -> Iterator[list[object]]:
+    def frames(child: apart._Child, path: Path, seconds: float) -> Iterator[list[object]]:
         if path.name == "paper.pdf" and len(killed) < times:
             killed.append(child.process.pid)
             os.kill(child.process.pid, number)
             child.process.wait()
-        return real(child, path)
+        return real(child, path, seconds)
 
     monkeypatch.setattr(apart._Child, "frames", frames)
     return killed
@@ -166,15 +170,101 @@ def test_a_reader_that_is_killed_each_time_ends_the_work(
     assert token_store(dataset, tokenizer, tmp_path / "cache").report.documents == 5
 
 
-def test_what_a_parser_does_to_itself_is_the_files(
-    dataset: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGSEGV, "its parser crashed"),
+        (signal.SIGXCPU, "takes more than 60 seconds of a processor's time"),
+    ],
+)
+def test_what_a_parser_does_to_itself_twice_is_the_files(
+    dataset: Path,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    reason: str,
 ) -> None:
-    killing(monkeypatch, 9, signal.SIGSEGV)
+    killed = killing(monkeypatch, 9, number)
     store = token_store(dataset, tokenizer, tmp_path / "cache")
     assert not store.report.missing
-    assert ("paper.pdf", "its parser crashed") in [
-        (s.source, s.reason) for s in store.report.skipped
-    ]
+    assert len(killed) == 2
+    assert ("paper.pdf", reason) in [(s.source, s.reason) for s in store.report.skipped]
+
+
+def test_a_parser_that_crashes_once_is_believed_the_second_time(
+    dataset: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killing(monkeypatch, 1, signal.SIGSEGV)
+    assert token_store(dataset, tokenizer, tmp_path / "cache").report.documents == 5
+
+
+def test_a_reader_that_cannot_start_says_nothing_about_the_file(
+    dataset: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart._end_idle()
+    monkeypatch.setattr(apart, "_COMMAND", [sys.executable, "-c", "raise SystemExit(1)"])
+    with pytest.raises(DataError, match="could not run"):
+        token_store(dataset, tokenizer, tmp_path / "cache")
+
+
+def test_a_reader_that_is_silent_gets_more_time(
+    dataset: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process sleeps; the one after it is a real reader."""
+    apart._end_idle()
+    commands = [[sys.executable, "-c", "import time; time.sleep(99)"], apart._COMMAND]
+    real = apart._take
+
+    def take() -> apart._Child:
+        if commands:
+            monkeypatch.setattr(apart, "_COMMAND", commands.pop(0))
+        return real()
+
+    monkeypatch.setattr(apart, "_take", take)
+    monkeypatch.setattr(apart, "_PATIENCE_SECONDS", (0.3, 120.0))
+    store = token_store(dataset, tokenizer, tmp_path / "cache")
+    assert not commands and store.report.documents == 5
+
+
+def test_a_file_whose_hash_failed_is_never_taken_for_the_same(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = dataset_fingerprint(dataset)
+    failing(monkeypatch, "2.txt", 2)
+    assert dataset_fingerprint(dataset) == expected  # the first opening goes well
+    assert dataset_fingerprint(dataset) == expected
+    monkeypatch.undo()
+    monkeypatch.setattr(patience, "PAUSES_SECONDS", (0.0,))
+    failing(monkeypatch, "2.txt", 99)
+    found = {dataset_fingerprint(dataset) for _ in range(3)}
+    assert len(found) == 3 and expected in found
+
+
+def test_nothing_is_marked_as_done_after_a_fault(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed on its way, a build that went on without a file reads it when it is continued."""
+    monkeypatch.setattr(document_store, "_MARK_BYTES", 1)
+    monkeypatch.setattr(conversations, "_MARK_BYTES", 1)
+    monkeypatch.setattr(document_store, "_BATCH_PIECES", 1)
+    failing(monkeypatch, victim(make), 3)
+
+    class Killed(Exception):
+        pass
+
+    finish = GrowingFiles.finish
+
+    def end(files: GrowingFiles) -> None:
+        raise Killed
+
+    monkeypatch.setattr(GrowingFiles, "finish", end)
+    with pytest.raises(Killed):
+        make(skip_unreadable=True)
+    monkeypatch.setattr(GrowingFiles, "finish", finish)
+    store = make()
+    assert not store.report.missing
+    assert victim(make) not in [item.source for item in store.report.skipped]
 
 
 def test_a_library_that_calls_a_file_broken_is_not_believed_while_the_disk_fails(
@@ -187,7 +277,7 @@ def test_a_library_that_calls_a_file_broken_is_not_believed_while_the_disk_fails
     failing(monkeypatch, "paper.pdf", 99)
     with (dataset / "paper.pdf").open():
         pass
-    with pytest.raises(patience.Passing, match="Input/output error"):
+    with pytest.raises(Passing, match="Input/output error"):
         list(patience.read_patiently(broken, dataset / "paper.pdf", lambda *_: None))
 
 
@@ -204,9 +294,7 @@ def test_rows_before_the_fault_come_once(tmp_path: Path) -> None:
             yield number
 
     skipped: list[tuple[str, int]] = []
-    found = list(
-        patience.read_patiently(reader, tmp_path, lambda *told: skipped.append(told))  # type: ignore[arg-type]
-    )
+    found = list(patience.read_patiently(reader, tmp_path, lambda *told: skipped.append(told)))
     assert found == [*range(10)] and skipped == [("odd", 3)] and len(attempts) == 3
 
 
@@ -243,7 +331,14 @@ def test_tokens_made_anew_under_another_key_continue_a_run(
     reopen_prepared(summary, recipe, workspace, tokenizer, 64)
     older = {name: value for name, value in summary.items() if "content_sha256" not in name}
     reopen_prepared(older, recipe, workspace, tokenizer, 64)
+    with pytest.raises(DataError, match="train_tokens was 1, is"):
+        reopen_prepared(older | {"train_tokens": 1}, recipe, workspace, tokenizer, 64)
     (workspace.datasets / "notes" / "000.txt").write_text("Another text.")
     for known in (summary, older):
         with pytest.raises(DataError, match="changed since the run started"):
             reopen_prepared(known, recipe, workspace, tokenizer, 64)
+
+
+def test_several_processes_cannot_each_lack_another_file() -> None:
+    with pytest.raises(ConfigError, match="skip_unreadable"):
+        parse_recipe(tiny_recipe().model_dump() | {"skip_unreadable": True, "nproc_per_node": 2})

@@ -223,12 +223,12 @@ def test_a_child_that_is_killed_costs_its_file_alone(
     real = apart._Child.frames
     killed: list[int] = []
 
-    def frames(child: apart._Child, path: Path) -> Iterator[list[object]]:
+    def frames(child: apart._Child, path: Path, seconds: float) -> Iterator[list[object]]:
         if path.name == "1.docx":
             killed.append(child.process.pid)
             os.kill(child.process.pid, signal.SIGSEGV)
             child.process.wait()
-        return real(child, path)
+        return real(child, path, seconds)
 
     monkeypatch.setattr(apart._Child, "frames", frames)
     texts, skipped = read(tmp_path)
@@ -239,7 +239,7 @@ def test_a_child_that_is_killed_costs_its_file_alone(
 
 def test_a_child_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"a.docx": docx(["Text."])})
-    monkeypatch.setattr(apart, "MAX_SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(apart, "_PATIENCE_SECONDS", (0.1, 0.5))
     monkeypatch.setattr(patience, "PAUSES_SECONDS", (0.0,))
     monkeypatch.setattr(apart, "_COMMAND", ["sleep", "60"])
     texts, skipped = read(tmp_path)

@@ -134,7 +134,8 @@ class _Writer:
                 self._append(piece, ids)
                 unmarked += len(piece.text)
             last = batch[-1]
-            if unmarked >= _MARK_BYTES:
+            # Who goes on from a mark reads again what failed after it.
+            if unmarked >= _MARK_BYTES and not self._report.missing:
                 unmarked = 0
                 self._mark(last)
             done = last.source.earlier_bytes + min(last.text_bytes, last.source.file.size_bytes)
@@ -156,13 +157,8 @@ class _Writer:
 
     def _mark(self, last: _Piece) -> None:
         before = last.source.before
-        report = ReadReport(
-            before["files"],
-            before["documents"],
-            before["text_bytes"],
-            self._report.skipped[: before["skipped"]],
-            missing=self._report.missing[: before["missing"]],
-        )
+        skipped = self._report.skipped[: before["skipped"]]
+        report = ReadReport(before["files"], before["documents"], before["text_bytes"], skipped)
         self._files.mark(
             {"file": last.source.number, "pieces": last.number + 1, "report": report.to_dict()}
         )
@@ -189,7 +185,6 @@ class _Writer:
                 "documents": report.documents,
                 "text_bytes": report.text_bytes,
                 "skipped": len(report.skipped),
-                "missing": len(report.missing),
             }
             done = self._pieces_done if number == self._first_file else 0
             source = _Source(number, file, before, earlier_bytes)

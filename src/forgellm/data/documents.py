@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -163,17 +164,26 @@ def fingerprint_of(files: list[DatasetFile], on_progress: Callable[[], None] = l
     """See `dataset_fingerprint`. `on_progress` is called on the way; it may raise to end it."""
     total = hashlib.sha256()
     for file in files:
-        digest = hashlib.sha256()
         try:
-            with file.path.open("rb") as stream:
-                while part := stream.read(_HASHED_AT_ONCE):
-                    digest.update(part)
-                    on_progress()
-            content = digest.hexdigest()
+            (content,) = read_patiently(
+                lambda path, _: _hash_of(path, on_progress), file.path, lambda *_: None
+            )
+        except Passing:
+            content = f"unread {secrets.token_hex()}"  # nothing is ever taken for the same
         except OSError:
             content = "unreadable"
         total.update(f"{file.name}\0{file.size_bytes}\0{content}\n".encode())
     return total.hexdigest()
+
+
+def _hash_of(path: Path, on_progress: Callable[[], None]) -> Iterator[str]:
+    """One hex sha256, that of the content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while part := stream.read(_HASHED_AT_ONCE):
+            digest.update(part)
+            on_progress()
+    yield digest.hexdigest()
 
 
 def iter_documents(folder: Path, report: ReadReport | None = None) -> Iterator[Document]:

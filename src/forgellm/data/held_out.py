@@ -10,6 +10,7 @@ from forgellm.data.documents import DatasetFile, ReadReport, read_file
 from forgellm.data.ngrams import words_of
 from forgellm.data.overlap import MIN_WORDS, HeldOut
 from forgellm.data.readers import READERS
+from forgellm.data.reading.patience import read_patiently
 from forgellm.data.reading.reader import Unreadable, reason_of
 from forgellm.data.reading.row_readers import ROW_READERS
 from forgellm.errors import DataError
@@ -26,7 +27,7 @@ def held_out_texts(file: Path) -> Iterator[HeldOut]:
     suffix = file.suffix.lower()
     try:
         if suffix in ROW_READERS:
-            for number, row in ROW_READERS[suffix](file, lambda reason, number: None):
+            for number, row in read_patiently(ROW_READERS[suffix], file, lambda *_: None):
                 yield from _of_row(row, file.name, number)
         elif suffix in READERS:
             yield from _of_document(file)

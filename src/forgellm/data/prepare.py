@@ -94,13 +94,17 @@ def reopen_prepared(
         _expect(domain, summary, "", "dataset")
     if replay is None and keys[1]:
         replay = token_store(
-            find_replay(workspace, recipe.replay_dataset), tokenizer, cache, on_progress
+            find_replay(workspace, recipe.replay_dataset),
+            tokenizer,
+            cache,
+            on_progress,
+            skip_unreadable=recipe.skip_unreadable,
         )
         _expect(replay, summary, "replay_", "replay text")
     preparation = summary.get("preparation")
     prepared = _assemble(recipe, tokenizer, seq_len, domain, replay, preparation)
-    if any(prepared.summary[name] != summary[name] for name in _COUNTS):
-        raise _changed("dataset or the replay text")
+    if (domain.key, replay and replay.key) != keys:
+        _expect_counts(prepared.summary, summary)
     return prepared
 
 
@@ -140,6 +144,18 @@ def _expect(store: TokenStore, summary: dict[str, Any], part: str, name: str) ->
     )
     if store.key != summary[f"{part}cache_key"] and not same:
         raise _changed(name)
+
+
+def _expect_counts(found: dict[str, Any], noted: dict[str, Any]) -> None:
+    """Raises DataError, which names them, where counts of data made anew are not as they were."""
+    names = [name for name in _COUNTS if name in noted and noted[name] != found[name]]
+    if names:
+        raise DataError(
+            "The same files are read otherwise than when the run started ("
+            + ", ".join(f"{name} was {noted[name]:,}, is {found[name]:,}" for name in names)
+            + "), and their tokenised copy is gone",
+            suggestion="Continue with the version that started the run, or start a new run.",
+        )
 
 
 def _changed(name: str) -> DataError:

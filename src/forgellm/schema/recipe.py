@@ -312,6 +312,8 @@ class Recipe(Request, json_schema_extra={"examples": [_RECIPE]}):
             raise ValueError("nnodes: is one more than hosts, this machine")
         if self.nnodes > 1 and not self.hosts and self.rdzv_endpoint is None:
             raise ValueError("rdzv_endpoint: needed with nnodes, for the machines to meet at")
+        if self.skip_unreadable and self.num_processes > 1:
+            raise ValueError("skip_unreadable: several processes might each lack another file")
         if self.batch_size % self.num_processes:
             raise ValueError(
                 f"batch_size: must be a multiple of the {self.num_processes} processes"

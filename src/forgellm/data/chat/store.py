@@ -162,7 +162,8 @@ class _Writer:
                 else:
                     place.note(found.notes)
                     self._append(found)
-            if self._unmarked_bytes >= _MARK_BYTES:
+            # Who goes on from a mark reads again what failed after it.
+            if self._unmarked_bytes >= _MARK_BYTES and not self._report.missing:
                 self._unmarked_bytes = 0
                 self._output.mark({"place": asdict(place), "report": self._report.to_dict()})
             self._tell()

@@ -174,9 +174,10 @@ def _kind_of(files: Sequence[DatasetFile]) -> DataKind:
     """Pairs or conversations, if one of the first rows of some file is one and not a document."""
     rows = [file for file in files if file.path.suffix.lower() in ROW_READERS]
     for file in rows[:_FILES_LOOKED_AT]:
-        reader = ROW_READERS[file.path.suffix.lower()](file.path, lambda reason, number: None)
+        reader = ROW_READERS[file.path.suffix.lower()]
+        found = read_patiently(reader, file.path, lambda reason, number: None)
         try:
-            for _, row in islice(reader, _ROWS_LOOKED_AT):
+            for _, row in islice(found, _ROWS_LOOKED_AT):
                 kind = kind_of_row(row)
                 if kind in ("pairs", "conversations"):
                     return kind

@@ -15,31 +15,44 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from forgellm.data.reading.patience import ReaderFailed, attempted
 from forgellm.data.reading.reader import Passing, SkipRow, Unreadable
 
 APART = (".html", ".htm", ".xhtml", ".pdf", ".docx", ".odt", ".epub", ".eml", ".mbox", ".ipynb")
 MAX_SECONDS = 60.0  # of a processor's time for a file, which the child keeps to by itself
-# As long may it be silent: on a busy machine, a processor's time takes longer than that.
-MAX_SILENT_SECONDS = 2 * MAX_SECONDS
+# On a busy machine that takes longer by the clock. So long an attempt may be silent, one after another.
+_PATIENCE_SECONDS = (60.0, 120.0, 240.0)
 MAX_FRAME_BYTES = 700_000_000  # JSON may take six bytes for one of text
 _COMMAND = [sys.executable, "-P", "-m", "forgellm.data.reading.child"]
 # What Python needs to start; keys and tokens of the user stay here.
 CHILD_ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
+_LAST_FRAMES = ("end", "unreadable", "passing", "failed")
+# SIGBUS is what a disk gives that fails below a mapped file.
+_FROM_OUTSIDE = frozenset(
+    {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGBUS}
+)
 _idle: list[_Child] = []
 _guard = threading.Lock()
 
 
 def read_apart(path: Path, skip: SkipRow) -> Iterator[tuple[int | None, str]]:
-    """See `Reader`. Whoever stops in the middle costs a process, and nothing else."""
+    """See `Reader`. Whoever stops in the middle costs a process, and nothing else. Raises Passing if
+    each attempt, the next with more time, failed for a reason outside the file."""
+    attempts = [partial(_read_once, path, seconds) for seconds in _PATIENCE_SECONDS]
+    return attempted(attempts, path, skip)
+
+
+def _read_once(path: Path, seconds: float, skip: SkipRow) -> Iterator[tuple[int | None, str]]:
     child = _take()
     is_whole = False
     try:
-        for kind, *values in child.frames(path):
+        for kind, *values in child.frames(path, seconds):
             if kind == "text":
                 yield values[0], values[1]
             elif kind == "skip":
@@ -50,6 +63,8 @@ def read_apart(path: Path, skip: SkipRow) -> Iterator[tuple[int | None, str]]:
                     raise Unreadable(values[0])
                 if kind == "passing":
                     raise Passing(values[0])
+                if kind == "failed":
+                    raise ReaderFailed(values[0])
     finally:
         _give_back(child, is_whole)
 
@@ -90,38 +105,39 @@ class _Child:
             start_new_session=True,  # Ctrl-C is for the one who asked
         )
 
-    def frames(self, path: Path) -> Iterator[list[Any]]:
-        """What the child says of a file, to the last frame. Raises Unreadable or Passing if it says no
-        more."""
+    def frames(self, path: Path, seconds: float) -> Iterator[list[Any]]:
+        """What the child says of a file, to the last frame; it may be silent for so many seconds.
+
+        Raises Unreadable for too much text; Passing or ReaderFailed if the child says no more.
+        """
         assert self.process.stdin is not None
-        deadline = time.monotonic() + MAX_SILENT_SECONDS
+        deadline = time.monotonic() + seconds
         order = orjson.dumps([os.fspath(path.absolute()), MAX_SECONDS]) + b"\n"
         try:
             self.process.stdin.write(order)
-        except OSError:
+        except BrokenPipeError:
             raise self._ended() from None
         while True:
-            (length,) = struct.unpack("<I", self._read(4, deadline))
+            (length,) = struct.unpack("<I", self._read(4, deadline, seconds))
             if length > MAX_FRAME_BYTES:
                 raise Unreadable("too much text")
-            frame: list[Any] = orjson.loads(self._read(length, deadline))
+            frame: list[Any] = orjson.loads(self._read(length, deadline, seconds))
             yield frame
-            if frame[0] in ("end", "unreadable", "passing"):
+            if frame[0] in _LAST_FRAMES:
                 return
-            deadline = (
-                time.monotonic() + MAX_SILENT_SECONDS
-            )  # the reader of the text may take its time
+            deadline = time.monotonic() + seconds  # the reader of the text may take its time
 
     def _ended(self) -> Exception:
         """Why the process is gone. What a parser does to itself it does again; who ends it from
         outside, a user or a system without memory, may not."""
-        self.process.wait()
-        number = -(self.process.returncode or 0)
-        if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            return Passing(f"its reader was ended ({signal.Signals(number).name})")
-        if number == signal.SIGXCPU:
-            return Unreadable(f"takes more than {MAX_SECONDS:g} seconds of a processor's time")
-        return Unreadable("its parser crashed")
+        status = self.process.wait()
+        if status >= 0:  # no signal: it could not start, as without memory or files to open
+            return Passing(f"its reader could not run (exit status {status})")
+        if -status in _FROM_OUTSIDE:
+            return Passing(f"its reader was ended ({signal.Signals(-status).name})")
+        if -status == signal.SIGXCPU:
+            return ReaderFailed(f"takes more than {MAX_SECONDS:g} seconds of a processor's time")
+        return ReaderFailed("its parser crashed")
 
     def end(self) -> None:
         self.process.kill()
@@ -130,7 +146,7 @@ class _Child:
             if stream is not None:
                 stream.close()
 
-    def _read(self, count: int, deadline: float) -> bytes:
+    def _read(self, count: int, deadline: float, seconds: float) -> bytes:
         assert self.process.stdout is not None
         fd = self.process.stdout.fileno()
         poll = select.poll()
@@ -138,7 +154,7 @@ class _Child:
         parts = bytearray()
         while len(parts) < count:
             if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise Passing(f"its reader said nothing for {MAX_SILENT_SECONDS:g} seconds")
+                raise Passing(f"its reader said nothing for {seconds:g} seconds")
             part = os.read(fd, min(count - len(parts), 1 << 20))
             if not part:
                 raise self._ended()

@@ -2,7 +2,9 @@
 
 It gets orders on standard input, a JSON array [path, seconds] a line, and answers on standard
 output in frames: four bytes of length, then a JSON array: ["text", number, text], ["skip", reason,
-number], ["end"], ["unreadable", reason], or ["passing", reason] for a failure outside the file. What a parser does to it happens to nobody else.
+number], and last ["end"], ["unreadable", reason], ["failed", reason] where it reached its limit of
+memory, or ["passing", reason] for a failure outside the file. What a parser does to it happens to
+nobody else.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from forgellm.data.reading.html import read_html
 from forgellm.data.reading.mail import read_eml, read_mbox
 from forgellm.data.reading.notebook import read_notebook
 from forgellm.data.reading.opendocument import read_odt
+from forgellm.data.reading.patience import read_through
 from forgellm.data.reading.pdf import read_pdf
 from forgellm.data.reading.reader import Reader, Unreadable, only_text, passing_reason, reason_of
 from forgellm.data.reading.word import read_docx
@@ -49,8 +52,11 @@ def main() -> None:
     for line in sys.stdin.buffer:
         path, seconds = orjson.loads(line)
         _limit_cpu(seconds)
-        for frame in _frames(Path(path)):
-            _send(out, frame)
+        try:
+            for frame in _frames(Path(path)):
+                _send(out, frame)
+        except MemoryError:  # while a frame was made
+            _send(out, ["failed", "needs too much memory"])
 
 
 def _limit_cpu(seconds: float) -> None:
@@ -64,6 +70,7 @@ def _limit_cpu(seconds: float) -> None:
 def _frames(path: Path) -> Iterator[list[Any]]:
     skipped: list[list[Any]] = []
     try:
+        read_through(path)  # parsers take what cannot be had for a broken file
         num_bytes = 0
         for number, text in _READERS[path.suffix.lower()](
             path, lambda reason, number: skipped.append(["skip", reason, number])
@@ -80,7 +87,7 @@ def _frames(path: Path) -> Iterator[list[Any]]:
         yield ["passing", passing] if passing else ["unreadable", reason_of(error)]
         return
     except MemoryError:
-        yield ["unreadable", "needs too much memory"]
+        yield ["failed", "needs too much memory"]
         return
     except Exception as error:  # a parser that met what it had not expected
         yield ["unreadable", f"cannot be parsed ({type(error).__name__})"]

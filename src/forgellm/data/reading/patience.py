@@ -7,7 +7,8 @@ be kept in a cache that later runs take for whole.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,13 @@ PAUSES_SECONDS = (0.2, 1.0)
 """Before each further attempt."""
 
 T = TypeVar("T")
+Attempt = Callable[[SkipRow], Iterator[T]]
+"""Reads a file from its beginning: yields its documents or rows, and calls `SkipRow` for those left out."""
+
+
+class ReaderFailed(Exception):
+    """The process of a reader ended by its own doing: it crashed, or reached a limit. If it does so
+    twice, the file is the cause; the message is the reason."""
 
 
 def read_patiently(
@@ -24,28 +32,41 @@ def read_patiently(
 ) -> Iterator[T]:
     """What `reader` yields of `path`, begun again after a passing failure; what was given out before
     is passed over. Raises what `reader` raises, and Passing where it failed to the last."""
-    given = told = 0
-    for attempt in range(len(PAUSES_SECONDS) + 1):
-        said: list[tuple[str, int]] = []
+    return attempted([partial(reader, path)] * (len(PAUSES_SECONDS) + 1), path, skip)
 
-        def skip_once(reason: str, number: int, said: list[tuple[str, int]] = said) -> None:
-            nonlocal told
-            said.append((reason, number))
-            if len(said) > told:
-                told = len(said)
+
+def attempted(attempts: Sequence[Attempt[T]], path: Path, skip: SkipRow) -> Iterator[T]:
+    """What the first attempt yields that ends well; see `read_patiently`. Raises Unreadable after the
+    second ReaderFailed."""
+    given = told = failures = 0
+    for attempt, read in enumerate(attempts):
+        said = 0
+
+        def skip_once(reason: str, number: int) -> None:
+            nonlocal told, said
+            said += 1
+            if said > told:
+                told = said
                 skip(reason, number)
 
         try:
-            for number, item in enumerate(reader(path, skip_once), 1):
+            for number, item in enumerate(read(skip_once), 1):
                 if number > given:
                     given = number
                     yield item
             return
-        except (Unreadable, UnicodeDecodeError, OSError, Passing) as error:
+        except ReaderFailed as failed:
+            failures += 1
+            if failures == 2 or attempt + 1 == len(attempts):
+                raise Unreadable(str(failed)) from None
+        except (Unreadable, UnicodeDecodeError, OSError) as error:
             failure = _as_passing(error, path)
-        if attempt == len(PAUSES_SECONDS):
-            raise failure
-        time.sleep(PAUSES_SECONDS[attempt])
+            if failure.is_final:
+                raise failure from None
+            if attempt + 1 == len(attempts):
+                failure.is_final = True
+                raise failure from None
+        time.sleep(PAUSES_SECONDS[min(attempt, len(PAUSES_SECONDS) - 1)])
 
 
 def _as_passing(error: Exception, path: Path) -> Passing:
@@ -57,10 +78,15 @@ def _as_passing(error: Exception, path: Path) -> Passing:
     if isinstance(error, Unreadable):
         # A library that opens files by itself may call a file broken that only could not be read.
         try:
-            with path.open("rb") as file:
-                while file.read(1 << 22):
-                    pass
+            read_through(path)
         except OSError as fault:
             if reason := passing_reason(fault):
                 return Passing(reason)
     raise error
+
+
+def read_through(path: Path) -> None:
+    """Raises OSError if a part of the file cannot be had. What is read next comes from memory."""
+    with path.open("rb") as file:
+        while file.read(1 << 22):
+            pass

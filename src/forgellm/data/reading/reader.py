@@ -45,7 +45,9 @@ class Unreadable(Exception):
 
 class Passing(Unreadable):
     """The file could not be read for a reason outside it, and may be at another time; the message is
-    the reason."""
+    the reason. `is_final`: it was tried as often as it may be."""
+
+    is_final = False
 
 
 # Of these the file, its name or its owner is the cause: another attempt would end alike.

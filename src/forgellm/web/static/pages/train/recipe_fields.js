@@ -12,7 +12,7 @@ const GROUPS = [
     ['Learning rate', ['lr_schedule', 'warmup_steps', 'min_lr', 'weight_decay', 'max_grad_norm']],
     ['Adapter', ['lora_alpha', 'lora_dropout', 'lora_target']],
     ['Conversations and preferences', ['loss_on', 'chat_template', 'columns', 'preference_beta']],
-    ['Data', ['data_mixture_ratio', 'replay', 'replay_bound', 'replay_dataset', 'validation_split', 'allow_overlap', 'allow_changed_base']],
+    ['Data', ['data_mixture_ratio', 'replay', 'replay_bound', 'replay_dataset', 'validation_split', 'skip_unreadable', 'allow_overlap', 'allow_changed_base']],
     ['Measuring', ['val_batches', 'eval_every', 'report_every', 'probe_files', 'general_files', 'sample_prompts', 'overfitting_threshold', 'early_stopping_patience']],
     ['Checkpoints and reports', ['save_every', 'max_checkpoints', 'report_to', 'webhook_url']],
     ['Several processes', PROCESS_FIELDS],
