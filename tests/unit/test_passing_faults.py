@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from forgellm.data import document_store
+from forgellm.data import document_store, documents
 from forgellm.data.chat import store as conversations
 from forgellm.data.chat.encoding import ChatFormat
 from forgellm.data.chat.store import chat_store
@@ -225,6 +225,32 @@ def test_a_reader_that_is_silent_gets_more_time(
     monkeypatch.setattr(apart, "_PATIENCE_SECONDS", (0.3, 120.0))
     store = token_store(dataset, tokenizer, tmp_path / "cache")
     assert not commands and store.report.documents == 5
+
+
+def test_a_folder_that_cannot_be_listed_ends_the_work(
+    dataset: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (dataset / "more").mkdir()
+    (dataset / "more" / "5.txt").write_text("The weir.")
+    real, failures = os.scandir, [errno.EIO] * 2
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("more") and failures:
+            raise OSError(number := failures.pop(), os.strerror(number), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(documents, "PAUSES_SECONDS", (0.0, 0.0))
+    assert token_store(dataset, tokenizer, tmp_path / "cache").report.documents == 6
+    assert not failures
+    failures += [errno.EIO] * 99
+    with pytest.raises(DataError, match="more cannot be read: Input/output error"):
+        token_store(dataset, tokenizer, tmp_path / "cache")
+    less = token_store(dataset, tokenizer, tmp_path / "cache", skip_unreadable=True)
+    assert less.report.documents == 5
+    assert "more" in [item.source for item in less.report.skipped]
+    failures.clear()
+    assert token_store(dataset, tokenizer, tmp_path / "cache").report.documents == 6
 
 
 def test_a_file_whose_hash_failed_is_never_taken_for_the_same(

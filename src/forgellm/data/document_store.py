@@ -54,6 +54,8 @@ def token_store(
     for a reason outside it; DiskFull.
     """
     listing = dataset_files(dataset)
+    if not skip_unreadable:
+        listing.require_whole()
     on_wait = partial(on_progress, Tokenised(0, listing.total_bytes, 0))
     fingerprint = fingerprint_of(listing.files, on_wait)
     parts = (_FORMAT_VERSION, READER_VERSION, fingerprint, tokenizer.fingerprint)

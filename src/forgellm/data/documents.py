@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import stat
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from forgellm.data.readers import READERS
-from forgellm.data.reading.patience import read_patiently
-from forgellm.data.reading.reader import Passing, Unreadable, reason_of
+from forgellm.data.reading.patience import PAUSES_SECONDS, read_patiently
+from forgellm.data.reading.reader import Passing, Unreadable, passing_reason, reason_of
 from forgellm.errors import DataError
 
 _HASHED_AT_ONCE = 1 << 22
@@ -58,8 +59,16 @@ class Skipped:
 
 
 class Listing(NamedTuple):
+    """`missing` are those of `skipped` that could not be looked at for a reason outside them."""
+
     files: list[DatasetFile]
     skipped: list[Skipped]
+    missing: list[Skipped]
+
+    def require_whole(self) -> None:
+        """Raises DataError for the first of the `missing`."""
+        if self.missing:
+            raise missing_error(self.missing[0])
 
     @property
     def total_bytes(self) -> int:
@@ -124,14 +133,29 @@ def missing_error(item: Skipped) -> DataError:
 
 def dataset_files(folder: Path) -> Listing:
     """Files of a dataset sorted by name. Hidden files and folders are no part of a dataset, nor is
-    what systems, and ForgeLLM itself, lay beside its documents."""
+    what systems, and ForgeLLM itself, lay beside its documents. What cannot be looked at for a
+    reason outside it is tried again."""
+    listing = _listed(folder)
+    for pause in PAUSES_SECONDS:
+        if not listing.missing:
+            break
+        time.sleep(pause)
+        listing = _listed(folder)
+    return listing
+
+
+def _listed(folder: Path) -> Listing:
     files: list[DatasetFile] = []
     skipped: list[Skipped] = []
+    missing: list[Skipped] = []
     root = os.path.realpath(folder)
 
     def closed(error: OSError) -> None:
         shown = _printable(os.path.relpath(error.filename, root))
-        skipped.append(Skipped(shown, f"cannot be opened: {error.strerror}"))
+        if reason := passing_reason(error):
+            missing.append(Skipped(shown, reason))
+        else:
+            skipped.append(Skipped(shown, f"cannot be opened: {error.strerror}"))
 
     for parent, folders, names in os.walk(root, onerror=closed):
         folders[:] = [name for name in folders if not _is_of_system(name)]
@@ -141,12 +165,17 @@ def dataset_files(folder: Path) -> Listing:
             if _is_of_system(name) or (parent == root and _is_own(path, name)):
                 continue
             shown = _printable(os.path.relpath(path, root).replace(os.sep, "/"))
-            entry = _examine(root, path, shown)
+            try:
+                entry = _examine(root, path, shown)
+            except Passing as error:
+                missing.append(Skipped(shown, str(error)))
+                continue
             if isinstance(entry, Skipped):
                 skipped.append(entry)
             else:
                 files.append(entry)
-    return Listing(sorted(files), sorted(skipped, key=lambda item: item.source))
+    skipped = sorted([*skipped, *missing], key=lambda item: item.source)
+    return Listing(sorted(files), skipped, missing)
 
 
 def dataset_overview(folder: Path) -> DatasetOverview:
@@ -243,6 +272,7 @@ def _is_own(path: str, name: str) -> bool:
 
 
 def _examine(root: str, path: str, shown: str) -> DatasetFile | Skipped:
+    """Raises Passing."""
     if os.path.islink(path):
         target = os.path.realpath(path)
         if not target.startswith(root + os.sep):
@@ -251,7 +281,9 @@ def _examine(root: str, path: str, shown: str) -> DatasetFile | Skipped:
             return Skipped(shown, "link to a folder")
     try:
         found = os.stat(path)
-    except OSError:
+    except OSError as error:
+        if reason := passing_reason(error):
+            raise Passing(reason) from None
         return Skipped(shown, "link leading nowhere")
     if not stat.S_ISREG(found.st_mode):
         return Skipped(shown, "not a regular file")

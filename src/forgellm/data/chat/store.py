@@ -64,6 +64,8 @@ def chat_store(
     unless `skip_unreadable` if one cannot be read for a reason outside it; DiskFull.
     """
     listing = dataset_files(dataset)
+    if not skip_unreadable:
+        listing.require_whole()
     files = [file for file in listing.files if file.path.suffix.lower() in ROW_READERS]
     on_wait = partial(on_progress, Tokenised(0, sum(file.size_bytes for file in files), 0))
     fingerprint = fingerprint_of(files, on_wait)
