@@ -36,7 +36,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def request_of(task: str, run: Run) -> dict[str, Any]:
     return {
-        "publish": {"run_folder": str(run.folder), "iteration": 4, "dtype": None},
+        "publish": {
+            "run_folder": str(run.folder),
+            "iteration": 4,
+            "dtype": None,
+            "allow_changed_base": False,
+        },
         "combine": {"checkpoints": [f"{run.name}@4", f"{run.name}@12"], "name": "both"},
         "export": {"model_name": f"{run.name}@4", "format": "peft"},
         "quantise": {"model_name": "tiny", "bits": 8, "group_size": 32},

@@ -35,7 +35,7 @@ COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 TOKEN = "hf_secret_of_this_test"
 WEIGHTS = save({"a.weight": np.random.default_rng(0).standard_normal((300, 300))})
 FILES = {
-    "config.json": b'{"model_type": "llama", "hidden_size": 8}',
+    "config.json": b'{"model_type": "llama", "hidden_size": 300}',
     "tokenizer.json": b'{"version": "1.0"}',
     "chat_template.jinja": b"{{ messages }}",
     "model.safetensors": WEIGHTS,

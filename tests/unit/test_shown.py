@@ -204,14 +204,14 @@ def test_an_unforeseen_failure_costs_its_row(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tokenizer fails on one text of a batch: the others are encoded all the same."""
-    encode = Tokenizer.encode_batch
+    encode = Tokenizer.encode_spans
 
-    def failing(self: Tokenizer, texts: Any, **how: Any) -> Any:
+    def failing(self: Tokenizer, texts: Any, *spans: Any, **how: Any) -> Any:
         if any("poison" in text for text in texts):
             raise ValueError
-        return encode(self, texts, **how)
+        return encode(self, texts, *spans, **how)
 
-    monkeypatch.setattr(Tokenizer, "encode_batch", failing)
+    monkeypatch.setattr(Tokenizer, "encode_spans", failing)
     form = ChatFormat(CHATML, "assistant", 2000)
     rows = [{"prompt": "Why?", "completion": text} for text in ("So.", "poison", "Thus.")]
     found = row_encoder(tokenizer, form).encode(rows)

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from forgellm.data.kinds import with_kind
+from forgellm.data.kinds import kind_of_row, with_kind
 from forgellm.data.reading import csv_rows, json_rows, parquet_rows
 from forgellm.data.reading.apart import APART, read_apart
 from forgellm.data.reading.json_layouts import TEXT_FIELDS
@@ -26,10 +26,12 @@ def read_plain(path: Path, skip: SkipRow) -> Iterator[tuple[int | None, str]]:
 
 
 def read_json(path: Path, skip: SkipRow) -> Iterator[tuple[int | None, str]]:
-    """The text of each row; JSON in which no row has one is plain text."""
+    """The text of each row. JSON in which no row has one is plain text, but where it holds what other
+    methods learn."""
     left_out: list[tuple[str, int]] = []
     rows = list(json_rows.read_json(path, lambda *item: left_out.append(item)))
-    if not left_out and all(_text_of(row) is None for _, row in rows):
+    is_text = not left_out and all(_text_of(row) is None for _, row in rows)
+    if is_text and not any(kind_of_row(row) for _, row in rows[:_ROWS_LOOKED_AT]):
         yield None, decode(path.read_bytes())
         return
     for item in left_out:

@@ -57,7 +57,9 @@ class Unsupported(_Sent):
 
 
 class UnsupportedOfCompletions(Unsupported):
-    best_of: Annotated[Literal[1] | None, _REFUSED] = Field(None, description=_IDLE)
+    best_of: Annotated[Annotated[int, Field(ge=1, le=1)] | None, _REFUSED] = Field(
+        None, description=_IDLE
+    )
     suffix: Annotated[Literal[""] | None, _REFUSED] = Field(None, description=_IDLE)
 
 

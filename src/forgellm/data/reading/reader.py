@@ -83,7 +83,10 @@ def only_text(text: str) -> str:
 
 def decode(raw: bytes) -> str:
     """The text as written, less a byte order mark. Raises Unreadable."""
-    text = decode_as(raw, encoding_of(raw[:HEAD_BYTES]))
+    encoding = encoding_of(raw[:HEAD_BYTES])
+    if encoding == "utf-8-sig" and b"\0" in raw:
+        raise Unreadable(NOT_TEXT)
+    text = decode_as(raw, encoding)
     if "\0" in text:
         raise Unreadable(NOT_TEXT)
     return text
