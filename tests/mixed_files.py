@@ -22,6 +22,11 @@ from paper import docx, epub, odt, pdf
 
 WORDS = "mill river sack miller boat grain wheel stone winter tide lamp keeper barrel rope".split()
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be")
+TEMPLATE = (  # a chat template that shows tools and calls of them, so that no row is refused for it
+    "{{ tools|tojson if tools }}{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content or '' }}{{ message.tool_calls|tojson if message.tool_calls }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 HOSTILE_NAMES = ("with space", "ünïcode", "日本", "semi;colon", "new'quote", "UPPER", "100 %")
 
 

@@ -17,14 +17,9 @@ from forgellm.data.kinds import OF_DOCUMENTS
 from forgellm.data.token_store import TokenStore
 from forgellm.data.tokenizer import Tokenizer
 from forgellm.schema.preparation import DataKind, InspectRequest
-from mixed_files import MixedFile, write_mixed_files
+from mixed_files import TEMPLATE, MixedFile, write_mixed_files
 from tiny_tokenizer import build_tiny_tokenizer
 
-TEMPLATE = (  # one that shows tools and calls of them
-    "{{ tools|tojson if tools }}{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{{ message.content or '' }}{{ message.tool_calls|tojson if message.tool_calls }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 METHODS: dict[str, DataKind] = {"cpt": "documents", "ift": "conversations", "dpo": "pairs"}
 
 

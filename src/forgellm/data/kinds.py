@@ -41,7 +41,9 @@ def kind_of_row(row: Any) -> DataKind | None:
     from forgellm.data.chat.rows import conversation_of
     from forgellm.data.chat.turns import RowRefused
 
-    if isinstance(row, dict) and any(str(name).lower() in TEXT_FIELDS for name in row):
+    if isinstance(row, dict) and any(
+        str(name).lower() in TEXT_FIELDS and isinstance(value, str) for name, value in row.items()
+    ):
         return "documents"
     for kind, parse in (("pairs", pair_of), ("conversations", conversation_of)):
         try:

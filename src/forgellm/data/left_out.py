@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forgellm.data.documents import Skipped
-from forgellm.data.kinds import is_of_another
+from forgellm.data.kinds import LEARNED_WITH, is_of_another, others_in
 from forgellm.errors import DataError
 from forgellm.schema.recipe import Recipe
 
@@ -70,11 +70,15 @@ def reasons_of(items: Iterable[Skipped]) -> list[Reason]:
 
 
 def in_words(items: Iterable[Skipped]) -> str:
-    """One line; empty if nothing was left out."""
-    reasons = reasons_of(items)
-    told = "; ".join(map(str, reasons[:_REASONS_TOLD]))
-    more = len(reasons) - _REASONS_TOLD
-    return f"{told}; and {more:,} other reasons" if more > 0 else told
+    """One line; empty if nothing was left out. What other methods learn is counted at the end."""
+    items = list(items)
+    reasons = reasons_of(item for item in items if not is_of_another(item.reason))
+    told = [str(reason) for reason in reasons[:_REASONS_TOLD]]
+    if len(reasons) > _REASONS_TOLD:
+        told.append(f"and {len(reasons) - _REASONS_TOLD:,} other reasons")
+    for kind, count in others_in(items).items():
+        told.append(f"{count:,} {kind if count > 1 else kind[:-1]}, {LEARNED_WITH[kind]}")
+    return "; ".join(told)
 
 
 def nothing_to_train(recipe: Recipe, items: Sequence[Skipped], types: Iterable[str]) -> DataError:
