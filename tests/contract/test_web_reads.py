@@ -131,7 +131,14 @@ def test_a_training_dir_that_is_no_run_is_not_found(web: TestClient, training_di
 def test_dashboard_sums_the_run_up(web: TestClient, first: Run) -> None:
     found = ask(web, "/api/dashboard/data", training_dir=first.output_dir)
     lines = [json.loads(line) for line in (first.folder / METRICS_NAME).read_text().splitlines()]
+    gaps = [point.pop("generalisation_gap") for point in found["training_data"]]
     assert found["training_data"] == lines
+    assert [gap is not None for gap in gaps] == [
+        line["validation_loss"] is not None and line["iteration"] > 0 for line in lines
+    ]
+    known = [gap for gap in gaps if gap is not None]
+    mean = sum(known[-3:]) / len(known[-3:])
+    assert found["performance_metrics"]["generalisation_gap"] == pytest.approx(mean)
     figures = found["performance_metrics"]
     assert figures["best_validation_loss"] == min(
         line["validation_loss"] for line in lines if line["validation_loss"]

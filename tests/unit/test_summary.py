@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 
+from forgellm.runs.curve import table_of
 from forgellm.runs.summary import (
     average_tokens_per_second,
     eta_minutes,
@@ -42,26 +44,29 @@ def test_average_speed_counts_each_report_by_its_tokens() -> None:
         line(1, validation_loss=2.0, trained_tokens=100),
         line(2, trained_tokens=1000, tokens_per_second=300.0),  # three seconds
     ]
-    assert average_tokens_per_second(lines) == pytest.approx(250.0)
-    assert average_tokens_per_second([]) is None
+    assert average_tokens_per_second(table_of(lines)) == pytest.approx(250.0)
+    assert average_tokens_per_second(table_of([])) is None
 
 
 def test_peak_memory_is_unknown_without_measurements() -> None:
     assert (
-        peak_memory_gb([line(1, memory_usage_gb=2.5), line(2), line(3, memory_usage_gb=2.0)]) == 2.5
+        peak_memory_gb(
+            table_of([line(1, memory_usage_gb=2.5), line(2), line(3, memory_usage_gb=2.0)])
+        )
+        == 2.5
     )
-    assert peak_memory_gb([line(1)]) is None
+    assert peak_memory_gb(table_of([line(1)])) is None
 
 
 def test_straight_curves_are_fully_stable() -> None:
-    assert training_stability([2.0] * 20) == 1.0
-    assert training_stability([5.0 - 0.1 * i for i in range(30)]) == pytest.approx(1.0)
+    assert training_stability(np.array([2.0] * 20)) == pytest.approx(1.0)
+    assert training_stability(5.0 - 0.1 * np.arange(30)) == pytest.approx(1.0)
 
 
 def test_more_noise_means_less_stability() -> None:
     rng = random.Random(3)
-    noise = [rng.gauss(0, 1) for _ in range(400)]
-    scores = [training_stability([3 + size * n for n in noise]) for size in (0.0, 0.05, 0.5, 2.0)]
+    noise = np.array([rng.gauss(0, 1) for _ in range(400)])
+    scores = [training_stability(3 + size * noise) for size in (0.0, 0.05, 0.5, 2.0)]
     assert scores == sorted(scores, key=lambda s: -(s or 0))
     # A noise of a twentieth of a third, less what the moving average follows.
     assert scores[1] == pytest.approx(1 / (1 + 0.05 / 3), abs=0.003)
@@ -69,8 +74,8 @@ def test_more_noise_means_less_stability() -> None:
 
 
 def test_stability_ignores_missing_losses_and_needs_three() -> None:
-    assert training_stability([2.0, None, 2.0, math.nan, 2.0]) == 1.0
-    assert training_stability([2.0, 1.0]) is None
+    assert training_stability(np.array([2.0, math.nan, 2.0, math.nan, 2.0])) == 1.0
+    assert training_stability(np.array([2.0, 1.0])) is None
 
 
 def test_gap_compares_with_the_training_since_the_last_validation() -> None:
@@ -81,6 +86,6 @@ def test_gap_compares_with_the_training_since_the_last_validation() -> None:
         line(3, training_loss=2.0),
         line(3, validation_loss=2.6),  # 0.6 above 2.0
     ]
-    assert generalisation_gap(lines) == pytest.approx(0.4)
-    assert generalisation_gap(lines, num_validations=1) == pytest.approx(0.6)
-    assert generalisation_gap(lines[:2]) is None
+    assert generalisation_gap(table_of(lines)) == pytest.approx(0.4)
+    assert generalisation_gap(table_of(lines), num_validations=1) == pytest.approx(0.6)
+    assert generalisation_gap(table_of(lines[:2])) is None

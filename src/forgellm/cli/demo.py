@@ -93,10 +93,10 @@ def _print_result(demo: Demo, run: Run, picture: str) -> None:
 
     from forgellm.cli.summary import chat_command, command
     from forgellm.runs import checkpoints, summary
-    from forgellm.runs.metrics import effective, read_lines
+    from forgellm.runs.curve import effective, read_curve
 
     assert demo.before is not None and demo.after is not None
-    lines = effective(read_lines(run.folder)[0])
+    table = effective(read_curve(run.folder)).table
     best = checkpoints.best_checkpoint(run.folder)
     assert best is not None
     minutes = run.state().training_seconds / 60
@@ -106,9 +106,9 @@ def _print_result(demo: Demo, run: Run, picture: str) -> None:
     for old, new in list(zip(demo.before.answers, demo.after.answers, strict=True))[:_SHOWN]:
         _print_answers(out, old, new)
     out.print(
-        f"{lines[-1].trained_tokens:,} tokens in {minutes:.1f} min with "
-        f"{summary.average_tokens_per_second(lines):,.0f} tok/s, "
-        f"peak memory {summary.peak_memory_gb(lines):.2f} GB"
+        f"{table['trained_tokens'][-1]:,} tokens in {minutes:.1f} min with "
+        f"{summary.average_tokens_per_second(table):,.0f} tok/s, "
+        f"peak memory {summary.peak_memory_gb(table):.2f} GB"
     )
     out.print(f"Run:             {run.output_dir}")
     out.print(f"Best checkpoint: {demo.workspace.relative(best.weights)}")

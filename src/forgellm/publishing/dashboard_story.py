@@ -10,9 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgellm.runs.checkpoints import NUM_BEST, list_checkpoints, rank
+from forgellm.runs.curve import Table, table_of
 from forgellm.runs.metrics import effective, read_lines
 from forgellm.runs.store import Run
-from forgellm.runs.summary import average_tokens_per_second, peak_memory_gb
+from forgellm.runs.summary import (
+    average_tokens_per_second,
+    best_validation,
+    generalisation_gaps,
+    peak_memory_gb,
+)
 from forgellm.schema.recipe import Recipe
 from forgellm.schema.run import MetricsLine, RunRecord, RunState
 
@@ -35,7 +41,7 @@ class Curves:
         iteration: of each report [R], as are the figures below it.
         non_finite: iterations whose loss or gradient was NaN or infinite.
         validated_at: iteration of each validation [V].
-        gap: validation minus smoothed training loss [V].
+        gap: of each validation [V], see `summary.generalisation_gaps`.
     """
 
     iteration: Floats
@@ -96,8 +102,6 @@ def curves_of(lines: Sequence[MetricsLine]) -> Curves:
     iteration = _column(reports, "iteration")
     training_loss = _column(reports, "training_loss")
     smoothed_loss = smoothed(training_loss)
-    validated_at = _column(validations, "iteration")
-    validation_loss = _column(validations, "validation_loss")
     return Curves(
         iteration=iteration,
         training_loss=training_loss,
@@ -108,9 +112,9 @@ def curves_of(lines: Sequence[MetricsLine]) -> Curves:
         grad_norm=_column(reports, "grad_norm"),
         reward_accuracy=_column(reports, "reward_accuracy"),
         non_finite=_column([line for line in lines if line.non_finite], "iteration"),
-        validated_at=validated_at,
-        validation_loss=validation_loss,
-        gap=validation_loss - _values_at(validated_at, iteration, smoothed_loss),
+        validated_at=_column(validations, "iteration"),
+        validation_loss=_column(validations, "validation_loss"),
+        gap=generalisation_gaps(table_of(lines))[[x.validation_loss is not None for x in lines]],
     )
 
 
@@ -132,23 +136,17 @@ def _moving_average(values: Floats, half: int) -> Floats:
     return np.where(known, average, np.nan)
 
 
-def _values_at(wanted: Floats, iteration: Floats, values: Floats) -> Floats:
-    known = np.isfinite(values)
-    if not known.any():
-        return np.full(len(wanted), np.nan)
-    return np.interp(wanted, iteration[known], values[known], left=np.nan, right=np.nan)
-
-
 def _column(lines: Sequence[MetricsLine], name: str) -> Floats:
     return np.array([getattr(line, name) for line in lines], dtype=np.float64)
 
 
 def headlines_of(lines: Sequence[MetricsLine], state: RunState) -> list[Headline]:
     """The header's numbers; a dash where there is none."""
-    speed, memory = average_tokens_per_second(lines), peak_memory_gb(lines)
+    table = table_of(lines)
+    speed, memory = average_tokens_per_second(table), peak_memory_gb(table)
     tokens = lines[-1].trained_tokens if lines else 0
     return [
-        *_loss_headlines(lines),
+        *_loss_headlines(lines, table),
         Headline("Tokens trained", compact(tokens) if tokens else "–"),
         Headline("Average speed", f"{compact(speed)} tok/s" if speed else "–"),
         Headline("Peak memory", f"{memory:.2f} GB" if memory else "–"),
@@ -156,17 +154,19 @@ def headlines_of(lines: Sequence[MetricsLine], state: RunState) -> list[Headline
     ]
 
 
-def _loss_headlines(lines: Sequence[MetricsLine]) -> list[Headline]:
+def _loss_headlines(lines: Sequence[MetricsLine], table: Table) -> list[Headline]:
     validations = [(x.validation_loss, x.iteration) for x in lines if x.validation_loss is not None]
-    if not validations:
+    best = best_validation(table)
+    if best is None:
         losses = [line.training_loss for line in lines if line.training_loss is not None]
         value = f"{losses[-1]:.3f}" if losses else "–"
         return [Headline("Final training loss", value, "no validation")]
-    (first, _), (final, at) = validations[0], validations[-1]
-    best, best_at = min(validations)
-    change = f"{100 * (best / first - 1):+.1f} % at ".replace("-", "−") if best_at and first else ""
+    (first, _), (final, at), (lowest, best_at) = validations[0], validations[-1], best
+    change = (
+        f"{100 * (lowest / first - 1):+.1f} % at ".replace("-", "−") if best_at and first else ""
+    )
     return [
-        Headline("Best validation loss", f"{best:.3f}", f"{change}iteration {best_at:,}"),
+        Headline("Best validation loss", f"{lowest:.3f}", f"{change}iteration {best_at:,}"),
         Headline("Final validation loss", f"{final:.3f}", f"iteration {at:,}"),
     ]
 

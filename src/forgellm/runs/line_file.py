@@ -22,8 +22,8 @@ class LineFile:
             if (end := _end_of_lines(self._fd, size)) < size:
                 os.ftruncate(self._fd, end)
 
-    def append(self, line: bytes) -> int:
-        """Write `line`, given without its end; where it ends in the file, in bytes.
+    def append(self, line: bytes) -> None:
+        """Write `line`, given without its end.
 
         Raises DiskFull; the file then ends with the last whole line.
         """
@@ -37,7 +37,6 @@ class LineFile:
             except OSError:
                 os.ftruncate(self._fd, start)
                 raise
-        return start + len(text)
 
     def close(self) -> None:
         if self._fd >= 0:

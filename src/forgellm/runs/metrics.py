@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from forgellm.paths import iso_utc
 from forgellm.runs.line_file import LineFile
-from forgellm.runs.metrics_index import METRICS_NAME, IndexWriter
 from forgellm.schema.run import MetricsLine
 
+METRICS_NAME = "metrics.jsonl"
 _TAIL_BYTES = 1 << 16
 _LONGER_THAN_LINES = 1 << 12
 
@@ -29,7 +29,6 @@ class MetricsWriter:
         """Opens or creates the log and cuts a torn last line off. Raises DiskFull."""
         self._file = LineFile(folder / METRICS_NAME)
         self._seq = _last_seq(folder)
-        self._index = IndexWriter(folder)
 
     def append(self, **figures: float | int | None) -> MetricsLine:
         """Write one line and return it. NaN and infinity become None, with `non_finite` true.
@@ -45,14 +44,12 @@ class MetricsWriter:
                 "timestamp": iso_utc(),
             }
         )
-        end = self._file.append(line.model_dump_json().encode())
-        self._index.append(line, end)
+        self._file.append(line.model_dump_json().encode())
         self._seq = line.seq
         return line
 
     def close(self) -> None:
         self._file.close()
-        self._index.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -105,56 +102,22 @@ def offset_before(folder: Path, seq: int) -> int:
 
 
 def effective(lines: Sequence[MetricsLine]) -> list[MetricsLine]:
-    """The lines that count: after a resume, later ones replace those of iterations done again.
+    """The lines that count: after a resume, later ones replace those of iterations done again; see
+    `curve.effective_places`."""
+    # Not at the top: numpy, which a server without runs does without.
+    from forgellm.runs.curve import effective_places, table_of
 
-    Reports and validations are told apart, as a validation may come before or after the report of
-    its own iteration without replacing it.
-    """
-    reports: list[MetricsLine] = []
-    validations: list[MetricsLine] = []
-    for line in lines:
-        same, other = (reports, validations) if _is_report(line) else (validations, reports)
-        while same and same[-1].iteration >= line.iteration:
-            same.pop()
-        while other and other[-1].iteration > line.iteration:
-            other.pop()
-        same.append(line)
-    return sorted(reports + validations, key=lambda line: line.seq)
+    places = effective_places(table_of(lines))
+    return list(lines) if places is None else [lines[place] for place in places.tolist()]
 
 
 def downsample(lines: Sequence[MetricsLine], max_points: int = 2000) -> list[MetricsLine]:
-    """At most `max_points` of `lines` that draw the same curve.
-
-    Kept are the first and the last, the smallest and largest training loss of each bucket, and
-    every validation as long as these take no more than half of the points.
-    """
+    """At most `max_points` of `lines` that draw the same curve; see `curve.downsample`."""
     if len(lines) <= max_points:
         return list(lines)
-    if max_points < 2:
-        return [lines[-1]][:max_points]
-    validated = [i for i, line in enumerate(lines) if line.validation_loss is not None]
-    chosen = {0, len(lines) - 1, *_thin(validated, max_points // 2 - 1)}
-    num_buckets = max(0, max_points - len(chosen)) // 2
-    for number in range(num_buckets):
-        bucket = range(number * len(lines) // num_buckets, (number + 1) * len(lines) // num_buckets)
-        chosen |= _extremes(lines, bucket)
-    return [lines[i] for i in sorted(chosen)]
+    from forgellm.runs import curve
 
-
-def _extremes(lines: Sequence[MetricsLine], bucket: range) -> set[int]:
-    """Where in the bucket the smallest and the largest loss are; where none is, its first line."""
-    losses = [(loss, i) for i in bucket if (loss := lines[i].training_loss) is not None]
-    return {min(losses)[1], max(losses)[1]} if losses else set(bucket[:1])
-
-
-def _thin(indices: list[int], count: int) -> list[int]:
-    if len(indices) <= count:
-        return indices
-    return [indices[(number + 1) * len(indices) // count - 1] for number in range(count)]
-
-
-def _is_report(line: MetricsLine) -> bool:
-    return line.training_loss is not None or line.learning_rate is not None
+    return [lines[place] for place in curve.downsample(curve.table_of(lines), max_points).tolist()]
 
 
 def _read_tail(folder: Path) -> tuple[list[MetricsLine], int]:

@@ -44,13 +44,24 @@ class Performance(Item):
     final_loss: float | None = None
     best_validation_loss: float | None = None
     best_iteration: int | None = None
-    generalisation_gap: float | None = None
+    generalisation_gap: float | None = Field(
+        default=None, description="The mean of the last three gaps; see the points of the curve."
+    )
     trained_tokens: int | None = None
     training_minutes: float | None = None
 
 
+class CurvePoint(MetricsLine):
+    """A line of metrics as the curve has it."""
+
+    generalisation_gap: float | None = Field(
+        default=None,
+        description="Of a validation: its loss minus the mean training loss since the one before.",
+    )
+
+
 class DashboardReply(Reply):
-    training_data: list[MetricsLine] = Field(description="At most 2,000 points.")
+    training_data: list[CurvePoint] = Field(description="At most 2,000 points.")
     evaluations: list[EvaluationLine] = Field(
         description="What was measured at the start and at checkpoints, by iteration."
     )

@@ -137,7 +137,7 @@ def _warm_up(workspace: Workspace) -> None:
     """Read and import, while nobody waits for it, what the first lists and the first curve need."""
     run = latest_run(workspace)
     list_models(workspace)
-    import_module("forgellm.runs.curve_figures")
+    import_module("forgellm.runs.curve")
     if run is not None:
         with suppress(RunNotFound):
             summed_up(run)

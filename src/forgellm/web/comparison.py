@@ -20,14 +20,11 @@ _MAX_POINTS = 2000
 def compare(runs: list[Run]) -> CompareReply:
     """At most 2,000 iterations; each is one that some run has figures of."""
     # Not at the top: it brings numpy, which a server without runs does without.
-    from forgellm.runs.curve import effective, read_curve
-    from forgellm.runs.curve_points import downsample
+    from forgellm.runs.curve import downsample, effective, read_curve
 
     curves = [effective(read_curve(run.folder)) for run in runs]
-    kept = [curve.select(downsample(curve, _MAX_POINTS // len(runs))) for curve in curves]
-    iterations = sorted(
-        {number for curve in kept for number in curve.columns("iteration")[0].tolist()}
-    )
+    kept = [curve.select(downsample(curve.table, _MAX_POINTS // len(runs))) for curve in curves]
+    iterations = sorted({number for curve in kept for number in curve.table["iteration"].tolist()})
     return CompareReply(
         iterations=iterations,
         runs=[_compared(run, curve, iterations) for run, curve in zip(runs, curves, strict=True)],
@@ -38,16 +35,15 @@ def compare(runs: list[Run]) -> CompareReply:
 
 
 def _compared(run: Run, curve: Curve, iterations: list[int]) -> ComparedRun:
-    columns = curve.columns("iteration", "training_loss", "validation_loss")
-    places, training_loss, validation_loss = columns
+    table = curve.table
     return ComparedRun(
         name=run.name,
         training_id=run.record().training_id,
         phase=run.state().phase,
         performance=summed_up(run)[1],
         curve=CurveReply(
-            training_loss=_at(iterations, places, training_loss),
-            validation_loss=_at(iterations, places, validation_loss),
+            training_loss=_at(iterations, table["iteration"], table["training_loss"]),
+            validation_loss=_at(iterations, table["iteration"], table["validation_loss"]),
         ),
     )
 

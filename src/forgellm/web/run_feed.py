@@ -10,8 +10,7 @@ from forgellm.errors import TrainingFailed
 from forgellm.paths import iso_utc
 from forgellm.runs.checkpoints import best_iterations, list_checkpoints
 from forgellm.runs.evaluations import EVALUATIONS_NAME, read_evaluations
-from forgellm.runs.metrics import downsample, offset_before, read_lines
-from forgellm.runs.metrics_index import METRICS_NAME
+from forgellm.runs.metrics import METRICS_NAME, downsample, offset_before, read_lines
 from forgellm.runs.store import Run
 from forgellm.runs.summary import progress_percentage
 from forgellm.schema.events import (

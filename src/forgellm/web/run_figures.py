@@ -13,13 +13,13 @@ from forgellm.errors import RunNotFound
 from forgellm.paths import Workspace
 from forgellm.runs.checkpoints import NUM_BEST, Checkpoint, list_checkpoints, rank
 from forgellm.runs.evaluations import general_loss, probe_accuracy, read_evaluations
-from forgellm.runs.metrics_index import METRICS_NAME
+from forgellm.runs.metrics import METRICS_NAME
 from forgellm.runs.store import Run, active_run, find_run, latest_run
-from forgellm.runs.summary import progress_percentage
+from forgellm.runs.summary import generalisation_gaps, performance_of, progress_percentage
 from forgellm.schema.evaluation import EvaluationLine
-from forgellm.schema.figures import CheckpointItem, Performance
+from forgellm.schema.figures import CheckpointItem, CurvePoint, Performance
 from forgellm.schema.manage import RunChangedReply, RunItem, RunReply
-from forgellm.schema.run import ACTIVE_PHASES, MetricsLine
+from forgellm.schema.run import ACTIVE_PHASES
 
 MB = 1_000_000
 RankBy = Literal["validation_loss", "probes", "general"]
@@ -71,7 +71,7 @@ def _order(line: EvaluationLine | None, rank_by: RankBy) -> float:
     return math.inf if loss is None else loss
 
 
-def summed_up(run: Run) -> tuple[list[MetricsLine], Performance]:
+def summed_up(run: Run) -> tuple[list[CurvePoint], Performance]:
     """At most 2,000 points of the run's curve, and its figures. Remembered until the run goes on."""
     try:
         found = (run.folder / METRICS_NAME).stat()
@@ -84,14 +84,17 @@ def summed_up(run: Run) -> tuple[list[MetricsLine], Performance]:
 @lru_cache(maxsize=16)
 def _summed_up(
     run: Run, log: tuple[int, int, int], training_seconds: float
-) -> tuple[list[MetricsLine], Performance]:
+) -> tuple[list[CurvePoint], Performance]:
     # Not at the top: it brings numpy, which a server without runs does without.
-    from forgellm.runs.curve_figures import summary_of
-    from forgellm.runs.curve_points import drawn
+    from forgellm.runs.curve import drawn
 
-    points, curve = drawn(run.folder)
-    minutes = training_seconds / 60 if len(curve) else None
-    return points, Performance(**summary_of(curve), training_minutes=minutes)
+    table, places, lines = drawn(run.folder)
+    gaps = generalisation_gaps(table)[places].tolist()
+    points = [
+        CurvePoint(**dict(line), generalisation_gap=None if math.isnan(gap) else gap)
+        for line, gap in zip(lines, gaps, strict=True)
+    ]
+    return points, performance_of(table, training_seconds)
 
 
 def run_item(run: Run) -> RunItem:

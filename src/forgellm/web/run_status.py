@@ -9,8 +9,7 @@ from typing import Any
 
 from forgellm.errors import RunNotFound
 from forgellm.paths import Workspace
-from forgellm.runs.metrics import read_lines
-from forgellm.runs.metrics_index import METRICS_NAME
+from forgellm.runs.metrics import METRICS_NAME, read_lines
 from forgellm.runs.store import Run, active_run, latest_run
 from forgellm.runs.summary import progress_percentage
 from forgellm.schema.run import MetricsLine, RunState

@@ -3,7 +3,7 @@ import { useEffect, useMemo, useRef, useState } from '../../core/html.js';
 import { api, shown } from '../../core/api.js';
 import { followRun } from '../../core/live.js';
 
-const FIGURES = ['training_loss', 'validation_loss', 'learning_rate', 'tokens_per_second', 'memory_usage_gb', 'grad_norm', 'trained_tokens'];
+const FIGURES = ['training_loss', 'validation_loss', 'learning_rate', 'tokens_per_second', 'memory_usage_gb', 'grad_norm', 'trained_tokens', 'generalisation_gap'];
 const READ_MILLISECONDS = 400;
 
 /**

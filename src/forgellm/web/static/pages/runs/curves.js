@@ -29,7 +29,7 @@ export function Curves({ curve, best, evaluations, isActive }) {
         <${Learning} evaluations=${evaluations} />
         <div class="grid halves">
             ${plot('Perplexity, held-out', x, 'validation', curve.validation_loss.map((v) => (v === null ? null : Math.exp(v))), { color: 2, sparse: true, points: true, format: (v) => figure(v, 2) })}
-            ${plot('Generalisation gap', x, 'validation − training', gap(curve, training), { color: 7, sparse: true, points: true })}
+            ${plot('Generalisation gap', x, 'validation − training', gaps(curve), { color: 7, sparse: true, points: true })}
             ${plot('Learning rate', x, 'rate', curve.learning_rate, { color: 3, format: rate })}
             ${plot('Gradient norm', x, 'norm', curve.grad_norm, { color: 4 })}
             ${plot('Tokens per second', x, 'tok/s', curve.tokens_per_second, { color: 6, format: (v) => short(v) })}
@@ -61,12 +61,22 @@ function Learning({ evaluations }) {
     </div>`;
 }
 
-/** Validation minus training loss, where there is a validation. */
-function gap(curve, training) {
-    let last = null;
+/**
+ * Validation loss minus the mean training loss since the validation before. The server says it of the
+ * lines that it has thinned out; lines that came since are all here.
+ */
+function gaps(curve) {
+    let sum = 0;
+    let count = 0;
     return curve.validation_loss.map((value, at) => {
-        last = training[at] ?? last;
-        return value === null || last === null ? null : value - last;
+        if (curve.training_loss[at] !== null) {
+            sum += curve.training_loss[at];
+            count += 1;
+        }
+        if (value === null) return null;
+        const found = curve.generalisation_gap[at] ?? (count ? value - sum / count : null);
+        sum = count = 0;
+        return found;
     });
 }
 
