@@ -14,8 +14,10 @@ from safetensors.numpy import save_file
 from forgellm.catalog import find_model, list_models, read_facts
 from forgellm.catalog.remove import remove_model
 from forgellm.catalog.safetensors_header import read_header
-from forgellm.errors import Conflict, InvalidRequest, ModelNotFound, UnsupportedModel
+from forgellm.errors import ConfigError, Conflict, InvalidRequest, ModelNotFound, UnsupportedModel
 from forgellm.paths import Workspace
+from tiny_model import build_tiny_model
+from tiny_tokenizer import build_tiny_tokenizer
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8,
@@ -319,3 +321,44 @@ def test_a_link_out_of_the_workspace_is_told_to_the_user_of_the_machine_alone(
     with pytest.raises(ModelNotFound) as caught:
         find_model("linked", workspace)
     assert "a link" not in str(caught.value.details) + caught.value.suggestion
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Workspace:
+    """A workspace with a link to a model outside it, in each place where one may try."""
+    workspace = Workspace((tmp_path / "w").resolve())
+    model = build_tiny_tokenizer(tmp_path / "disk" / "model")
+    build_tiny_model(model, vocab_size=400)
+    for folder in (workspace.base_models, workspace.published_models, workspace.datasets):
+        folder.mkdir(parents=True)
+        (folder / "linked").symlink_to(model)
+    (workspace.base_models / "deep").mkdir()
+    (workspace.base_models / "deep" / "linked").symlink_to(model)
+    return workspace
+
+
+def test_a_link_out_of_the_workspace_is_a_model_where_its_owner_allows_it(
+    linked: Workspace,
+) -> None:
+    assert not list_models(linked)
+    (linked.root / "settings.toml").write_text("linked_models = true\n")
+    for name in ("linked", "base/linked", "models/base/linked"):
+        found = find_model(name, linked)
+        assert (found.name, found.kind) == ("base/linked", "base")
+    assert [model.name for model in list_models(linked)] == ["base/linked"]
+    for name in ("published/linked", "deep/linked", "../w/models/base/linked", "dataset/linked"):
+        with pytest.raises(ModelNotFound):
+            find_model(name, linked)
+    with pytest.raises(InvalidRequest):
+        remove_model("linked", linked, [])
+    assert (linked.base_models / "linked" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("linked_models = 1", "linked_models"), ("links = true", "links"), ("links", "not TOML")],
+)
+def test_settings_that_are_wrong_are_told(linked: Workspace, text: str, told: str) -> None:
+    (linked.root / "settings.toml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        list_models(linked)

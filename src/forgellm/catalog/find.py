@@ -14,6 +14,7 @@ from forgellm.catalog.safety import check_model_files, missing_files, weight_fil
 from forgellm.errors import ModelNotFound, PathNotFound
 from forgellm.paths import Workspace, hub_cache
 from forgellm.schema.recipe import TRAINING_TYPES, TrainingType
+from forgellm.settings import read_settings
 
 ModelKind = Literal["base", "published", "cached"] | TrainingType
 
@@ -21,6 +22,7 @@ _KINDS: dict[str, ModelKind] = {**{kind: kind for kind in TRAINING_TYPES}, "publ
 _LIST = "See the models on this machine with: forgellm models list"
 _ID_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"{_ID_PART}(/{_ID_PART})?")
+_LINK_NAME = re.compile(_ID_PART)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -69,12 +71,18 @@ def _locate(name: str, workspace: Workspace, allow_absolute: bool) -> tuple[str,
         folder = _folder_in_workspace(name, workspace, below)
         if folder is not None and _is_complete(folder, place, searched):
             return _in_workspace(folder, workspace)
-        if folder is None and allow_absolute and is_hub_id(name) and (below / name).is_symlink():
+        link = _link_out(name, workspace, below) if folder is None else None
+        if link is not None and read_settings(workspace.root).linked_models:
+            target = link.resolve()
+            if _is_complete(target, f"{place} (a link)", searched):
+                return f"base/{link.name}", target, "base"
+            continue
+        if link is not None and allow_absolute:
             raise ModelNotFound(
                 name,
                 [f"{place} (a link that leads out of the workspace, or to no model)"],
-                suggestion="Such links are not followed. Name the folder itself (--model /FOLDER), "
-                "or mount it there.",
+                suggestion="Such links are followed where the workspace's settings.toml says "
+                "linked_models = true. Or name the folder itself: --model /FOLDER.",
             )
         if folder is None:
             searched.append(place)
@@ -124,6 +132,14 @@ def _folder_in_workspace(name: str, workspace: Workspace, below: Path) -> Path |
     except PathNotFound:
         return None
     return folder if (folder / "config.json").is_file() else None
+
+
+def _link_out(name: str, workspace: Workspace, below: Path) -> Path | None:
+    """A link directly in `models/base/` by one of the names of a model there. Whoever has made it
+    could have named its target on the command line; no route of the servers can make one."""
+    link = below / name
+    is_plain = _LINK_NAME.fullmatch(link.name) and ".." not in link.parts
+    return link if is_plain and link.parent == workspace.base_models and link.is_symlink() else None
 
 
 def _in_workspace(folder: Path, workspace: Workspace) -> tuple[str, Path, ModelKind]:

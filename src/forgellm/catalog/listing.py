@@ -22,6 +22,7 @@ from forgellm.errors import ForgeError
 from forgellm.file_memory import Signature, is_settled, signature, signature_of
 from forgellm.paths import Workspace, hub_cache, iso_utc
 from forgellm.schema.recipe import TRAINING_TYPES
+from forgellm.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ def _places(workspace: Workspace) -> Iterator[tuple[ModelKind, str, str]]:
         if (snapshot := find_snapshot(name)) is not None:
             yield "cached", name, str(snapshot)
     kinds: tuple[ModelKind, ...] = ("base", *TRAINING_TYPES, "published")
+    may_link = read_settings(workspace.root).linked_models
     for kind in kinds:
-        for folder in _subfolders(workspace.models / kind):
+        for folder in _subfolders(workspace.models / kind, with_links=may_link and kind == "base"):
             yield kind, os.path.basename(folder), folder
 
 
@@ -159,14 +161,14 @@ class _Contents:
             self.newest = seen
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _subfolders(folder: Path, *, with_links: bool = False) -> list[str]:
     # Folders with a dot in front are unfinished imports; links may lead out of the workspace.
     try:
         with os.scandir(folder) as entries:
             return sorted(
                 entry.path
                 for entry in entries
-                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+                if entry.is_dir(follow_symlinks=with_links) and not entry.name.startswith(".")
             )
     except OSError:
         return []
