@@ -22,17 +22,10 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from forgellm.runs.metrics import METRICS_NAME
+from forgellm.runs.metrics import FIGURES, METRICS_NAME
 from forgellm.schema.run import MetricsLine
 
 INTEGERS = ("iteration", "trained_tokens")
-FIGURES = (
-    "training_loss",
-    "validation_loss",
-    "learning_rate",
-    "tokens_per_second",
-    "memory_usage_gb",
-)
 Places = NDArray[np.intp]
 
 _LINES = TypeAdapter(list[MetricsLine])

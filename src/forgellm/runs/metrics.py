@@ -18,6 +18,15 @@ from forgellm.runs.line_file import LineFile
 from forgellm.schema.run import MetricsLine
 
 METRICS_NAME = "metrics.jsonl"
+FIGURES = (
+    "training_loss",
+    "validation_loss",
+    "learning_rate",
+    "tokens_per_second",
+    "memory_usage_gb",
+)
+"""What a line may measure, and what is shown of a run at each moment."""
+
 _TAIL_BYTES = 1 << 16
 _LONGER_THAN_LINES = 1 << 12
 

@@ -9,18 +9,10 @@ from typing import Any
 
 from forgellm.errors import RunNotFound
 from forgellm.paths import Workspace
-from forgellm.runs.metrics import METRICS_NAME, read_lines
+from forgellm.runs.metrics import FIGURES, METRICS_NAME, read_lines
 from forgellm.runs.store import Run, active_run, latest_run
 from forgellm.runs.summary import progress_percentage
 from forgellm.schema.run import MetricsLine, RunState
-
-FIGURES = (
-    "training_loss",
-    "validation_loss",
-    "learning_rate",
-    "tokens_per_second",
-    "memory_usage_gb",
-)
 
 # A shorter log is read as a whole.
 _LONG_BYTES = 1 << 20
