@@ -45,6 +45,7 @@ def test_text_is_decoded_with_and_without_a_mark(encoding: str) -> None:
         (b"words\0and words of a binary file", "NUL"),
         (b"\x7fELF\x02\x01\x01" + bytes(20) + b"\x03\0>\0\x01\0\0\0", "NUL"),
         ("gerade".encode("utf-16") + b"x", "broken UTF-16"),
+        (b"twenty-six bytes of text\xff\0", "NUL"),
     ],
 )
 def test_what_is_no_text_is_refused_with_a_reason(content: bytes, reason: str) -> None:

@@ -32,6 +32,7 @@ _MARKS = (  # that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_LEAST_SHARE = 1 / 8  # of the characters are Latin letters, digits, spaces or signs
 _UNMARKED = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _CONTROLS = re.compile("[\x01-\x08\x0b\x0e-\x1f\x7f]")
 _NO_CHARACTERS = {"Cc", "Cn", "Co", "Cs"}
@@ -137,7 +138,9 @@ def _is_in(head: bytes, encoding: str) -> bool:
     """Whether the bytes are characters in use, with NUL bytes where common ones have them."""
     width = 4 if "32" in encoding else 2
     first, last = head[0::width].count(0), head[width - 1 :: width].count(0)
-    if last <= first if encoding.endswith("le") else first <= last:
+    high, low = (last, first) if encoding.endswith("le") else (first, last)
+    # A stray NUL or two are none: nearly any bytes are some rare characters in UTF-16.
+    if high <= low or high < len(head) // width * _LEAST_SHARE:
         return False
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(head, len(head) < HEAD_BYTES)
